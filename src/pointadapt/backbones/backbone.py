@@ -1,0 +1,71 @@
+"""The contract of a backbone: what methods and tasks may rely on, whatever the architecture.
+
+A backbone is a frozen network with ``forward(Point) -> Point`` that
+  * names the places where adapters go (``slots``: slot name -> regular expression over module names),
+  * says how wide its output is (``out_channels``) and offers one feature per input point (``dense``),
+  * calls every slot module explicitly, never by ``isinstance``, and lets state travel in ``Point.extra``,
+  * keeps frozen BatchNorm still in ``train()``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pointadapt.point import Point
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class Backbone(nn.Module):
+    """Base class of all backbones.
+
+    slots           slot name -> regular expression matched against the END of a dotted module name
+                    (branches ``cpe mix ffn``, blocks ``block``, inner ``attn qkv proj mlp fc1 fc2``)
+    in_channels     channels of ``Point.feat`` it wants
+    out_channels    channels of ``forward(point).feat``
+    dense_channels  channels of ``dense(point)``, one row per input point: what a segmentation head reads
+    fresh           names of children that no checkpoint filled (a new decoder): ``pa.adapt`` trains them
+    """
+
+    slots: ClassVar[dict[str, str]] = {}
+    in_channels: int
+    out_channels: int
+    dense_channels: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name_or_path: str = "random"
+        self.fresh: list[str] = []
+
+    def forward(self, point: Point) -> Point:
+        raise NotImplementedError
+
+    def dense(self, point: Point) -> Tensor:
+        """[N, dense_channels]: features at the resolution of the input points."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As ``nn.Module.train``, but BatchNorm with frozen weights stays in eval mode.
+
+        Otherwise its running statistics drift during adaptation, are in no adapter file, and a
+        reloaded adapter gives other numbers (specs, peft_integration 4.1).
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, BATCH_NORMS) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a state dict, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
