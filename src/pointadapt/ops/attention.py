@@ -1,0 +1,97 @@
+"""Windows along a space-filling curve, and attention inside them through scaled_dot_product_attention.
+
+A window is ``size`` consecutive points of one cloud in curve order. The last window of a cloud is filled up
+with the points just before it, so that as a set it is the cloud's last ``size`` points; every point's output
+is read from the window it belongs to (specs/backbones.md, facts 2 and 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pointadapt.ops.order import curve_order
+from pointadapt.point import Point
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the points of a batch attend.
+
+    members  one [P, W] int64 tensor of row numbers for each window length W that occurs
+    own      [N] int64: the place of each row's output in the concatenation of all windows
+    """
+
+    members: list[Tensor]
+    own: Tensor
+
+
+def windows(point: Point, curve: str, size: int, shrink: bool = False) -> Windows:
+    """The windows of every cloud; once per (coordinates, curve, size).
+
+    A cloud of at most ``size`` points is one window (the layout of the official flash path, independent of
+    the batch). ``shrink``: the official CPU path, where ``size`` becomes the smallest cloud of the batch.
+    """
+    if shrink:
+        size = min([size, *(n for n in point.counts if n > 0)])
+    return point.remember(("windows", curve, size), lambda: make_windows(point, curve, size))
+
+
+def make_windows(point: Point, curve: str, size: int) -> Windows:
+    order, inverse = curve_order(point, curve)
+    device = order.device
+    groups: dict[int, list[tuple[int, int]]] = {}  # window length -> (first position, points) of its clouds
+    start = 0
+    for count in point.counts:
+        if count:
+            groups.setdefault(min(count, size), []).append((start, count))
+        start += count
+    members, own = [], torch.empty_like(order)
+    filled = 0  # slots handed out so far
+    for length, clouds in groups.items():
+        slots = []
+        for start, count in clouds:
+            position = torch.arange(-(-count // length) * length, device=device)
+            position[count:] -= length
+            slots.append(start + position)
+            own[start : start + count] = filled + torch.arange(count, device=device)
+            filled += len(position)
+        members.append(order[torch.cat(slots)].view(-1, length))
+    return Windows(members, own[inverse])
+
+
+def window_attention(
+    qkv: Tensor,
+    heads: int,
+    where: Windows,
+    scale: float | None = None,
+    bias=None,
+    prompt: tuple[Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """[N, C]: softmax attention of every point over the points of its window.
+
+    qkv [N, 3C], laid out (3, H, D); scale None = D ** -0.5;
+    bias(members [P, W]) -> [P, H, W, W], added to the logits (relative positions);
+    prompt (keys, values), both [T, C]: extra tokens that every window sees, e.g. prefix tuning.
+    """
+    outputs = []
+    for members in where.members:
+        # [P, W, 3, H, D] -> q, k, v [P, H, W, D]
+        rows = qkv.index_select(0, members.reshape(-1)).view(*members.shape, 3, heads, -1)
+        query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)
+        logits = None if bias is None else bias(members).to(query.dtype)
+        if prompt is not None:
+            shared = [t.to(key.dtype).view(1, -1, heads, key.shape[-1]).transpose(1, 2) for t in prompt]  # [1, H, T, D]
+            tokens = [t.expand(len(members), -1, -1, -1) for t in shared]
+            key, value = torch.cat([tokens[0], key], 2), torch.cat([tokens[1], value], 2)
+            if logits is not None:
+                logits = F.pad(logits, (shared[0].shape[2], 0))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=logits, scale=scale, dropout_p=dropout)
+        outputs.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))  # [P * W, C]
+    if not outputs:
+        return qkv[:, : qkv.shape[1] // 3]
+    return torch.cat(outputs).index_select(0, where.own)

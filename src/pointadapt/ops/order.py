@@ -1,0 +1,117 @@
+"""Space-filling curves: z (Morton) and Hilbert codes of voxels, and the orders that sort points along them.
+
+Facts: specs/backbones.md section 2. ``z-trans`` and ``hilbert-trans`` swap x and y before encoding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pointadapt.errors import UserError
+from pointadapt.point import Point
+
+CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
+MAX_DEPTH = 20  # 3 * 20 bits and the sign fit an int64
+
+
+def curve_code(grid_coord: Tensor, depth: Tensor | int, curve: str) -> Tensor:
+    """[N] int64 position of each voxel along a curve over a cube of 2**depth voxels a side.
+
+    grid_coord [N, 3] int in [0, 2**depth); depth an int or one per voxel [N].
+    Raises ValueError for an unknown curve.
+    """
+    if curve not in CURVES:
+        raise ValueError(f"unknown curve {curve!r}; choose one of {', '.join(CURVES)}")
+    x, y, z = grid_coord.long().unbind(1)
+    if curve.endswith("-trans"):
+        x, y = y, x
+    if curve.startswith("z"):
+        return interleave(x, y, z)
+    depth = torch.as_tensor(depth, device=x.device)
+    axes = [x, y, z]
+    for bit in range(int(depth.max()) - 1 if depth.numel() else -1, -1, -1):  # Skilling's transform
+        low = (depth > bit).long() * ((1 << bit) - 1)  # bits above a cloud's own depth must not turn the axes
+        for d in range(3):
+            is_set = (axes[d] >> bit & 1).bool()
+            swap = torch.where(is_set, 0, (axes[0] ^ axes[d]) & low)
+            axes[d] = axes[d] ^ swap
+            axes[0] = axes[0] ^ torch.where(is_set, low, swap if d else 0)
+    code = interleave(*axes)
+    for shift in (1, 2, 4, 8, 16, 32):  # Gray code to binary
+        code = code ^ code >> shift
+    return code
+
+
+def interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Bit i of x, y, z goes to bit 3i+2, 3i+1, 3i (21 bits an axis)."""
+
+    def spread(v: Tensor) -> Tensor:
+        for shift, mask in (
+            (32, 0x1F00000000FFFF),
+            (16, 0x1F0000FF0000FF),
+            (8, 0x100F00F00F00F00F),
+            (4, 0x10C30C30C30C30C3),
+            (2, 0x1249249249249249),
+        ):
+            v = (v | v << shift) & mask
+        return v
+
+    return spread(x) << 2 | spread(y) << 1 | spread(z)
+
+
+def depth_of(largest: int) -> int:
+    """Bits a curve needs for grid coordinates up to ``largest`` (the official rule, with its +1)."""
+    return int(largest + 1).bit_length()
+
+
+def cloud_depths(point: Point, shared: bool = False) -> Tensor:
+    """[B] int64 curve depth of each cloud, from its own extent; ``shared``: from the batch's (the official rule).
+
+    Raises UserError when a cloud is too wide for its voxels.
+    """
+    grid = point.grid_coord
+    assert grid is not None
+    largest = torch.zeros(point.num_clouds, dtype=torch.long, device=grid.device)
+    largest.scatter_reduce_(0, point.batch, grid.amax(1).long(), "amax")
+    depths = [depth_of(n) for n in largest.tolist()]
+    if max(depths) > MAX_DEPTH:
+        raise UserError(
+            f"a cloud spans {max(largest.tolist()):,} voxels along one axis, more than 2^{MAX_DEPTH}: "
+            "choose a larger grid_size, or remove far outliers"
+        )
+    return torch.tensor([max(depths)] * len(depths) if shared else depths, device=grid.device)
+
+
+def depths(point: Point) -> Tensor:
+    """[B] curve depths of this set of coordinates; whoever built the Point may have set them in its cache."""
+    return point.remember("depths", lambda: cloud_depths(point))
+
+
+def cloud_code(point: Point, curve: str) -> Tensor:
+    """[N] int64 ``cloud << 3 * depth | curve code``, with the largest depth of the batch: sorts cloud by cloud."""
+
+    def make() -> Tensor:
+        depth = depths(point)
+        shift = 3 * int(depth.max())
+        if shift + point.num_clouds.bit_length() > 63:
+            raise UserError(f"{point.num_clouds} clouds of curve depth {shift // 3} do not fit: use a smaller batch")
+        assert point.grid_coord is not None
+        return point.batch << shift | curve_code(point.grid_coord, depth[point.batch], curve)
+
+    return point.remember(("code", curve), make)
+
+
+def curve_order(point: Point, curve: str) -> tuple[Tensor, Tensor]:
+    """(order, inverse), both [N] int64: rows sorted by (cloud, position on the curve), and where each row went.
+
+    Computed once per set of coordinates.
+    """
+
+    def make() -> tuple[Tensor, Tensor]:
+        order = cloud_code(point, curve).argsort(stable=True)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        return order, inverse
+
+    return point.remember(("order", curve), make)

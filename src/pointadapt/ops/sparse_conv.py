@@ -1,0 +1,124 @@
+"""Submanifold 3D convolution: output sites = input sites, sums over the occupied voxels of a k^3 cube.
+
+    out[p] = b + sum_k W[:, k0, k1, k2, :] x[p + (k0 - r, k1 - r, k2 - r)],  r = k // 2, same cloud only
+
+Cross-correlation, k-axes in the column order of grid_coord, weight layout [out, k, k, k, in] as in spconv 2
+(specs/backbones.md, quirk 6). Checkpoint keys therefore load without a transpose.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from pointadapt.point import Point
+
+#: One entry per off-centre tap that any voxel has: (tap index in k^3, rows written, rows read).
+Neighbors = list[tuple[int, Tensor, Tensor]]
+
+
+def neighbors(point: Point, kernel_size: int = 3) -> Neighbors:
+    """The pairs of rows that each tap connects; once per set of coordinates, shared by all blocks of a stage.
+
+    Duplicate voxels (Mix3D makes them) are defined: the centre tap is a row's own features, every other
+    tap reads the first row of the neighbouring voxel.
+    """
+    return point.remember(("neighbors", kernel_size), lambda: make_neighbors(point, kernel_size))
+
+
+def make_neighbors(point: Point, kernel_size: int) -> Neighbors:
+    """See :func:`neighbors`. Raises ValueError for an even kernel."""
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+    grid = point.grid_coord
+    assert grid is not None
+    if len(grid) == 0:
+        return []
+    radius = kernel_size // 2
+    grid = grid.long() - grid.long().amin(0)
+    extent = grid.amax(0) + 1 + radius  # one margin between rows of voxels is enough: keys then never wrap
+    strides = torch.stack([extent[1] * extent[2], extent[2], torch.ones_like(extent[2])])
+    cloud_size = int((extent[0] * strides[0]).item())
+    key = point.batch * cloud_size + (grid * strides).sum(1)  # [N]
+    sorted_key, rows = key.sort(stable=True)
+    duplicates = bool((sorted_key[1:] == sorted_key[:-1]).any())
+    taps = list(product(range(-radius, radius + 1), repeat=3))
+    centre = len(taps) // 2
+    found: Neighbors = []
+    for tap, offset in enumerate(taps if duplicates else taps[:centre]):
+        if tap == centre:
+            continue
+        wanted = key + sum(o * s for o, s in zip(offset, strides.unbind(), strict=True))
+        place = torch.searchsorted(sorted_key, wanted).clamp_(max=len(key) - 1)
+        written = (sorted_key[place] == wanted).nonzero()[:, 0]
+        read = rows[place[written]]
+        if len(written):
+            found.append((tap, written, read))
+            if not duplicates:  # the opposite tap connects the same pairs the other way round
+                found.append((len(taps) - 1 - tap, read, written))
+    return found
+
+
+class SubmConvFunction(torch.autograd.Function):
+    """Gather, GEMM, scatter per tap. Keeps only its inputs for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, feat: Tensor, weight: Tensor, pairs: Neighbors) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(feat, weight)
+        ctx.pairs = pairs
+        taps = weight.flatten(1, 3)  # [out, k^3, in]
+        out = feat @ taps[:, taps.shape[1] // 2].T
+        for tap, written, read in pairs:
+            out.index_add_(0, written, feat.index_select(0, read) @ taps[:, tap].T)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        feat, weight = ctx.saved_tensors
+        taps = weight.flatten(1, 3)
+        centre = taps.shape[1] // 2
+        grad_feat = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_feat = grad @ taps[:, centre]
+            for tap, written, read in ctx.pairs:
+                grad_feat.index_add_(0, read, grad.index_select(0, written) @ taps[:, tap])
+        if ctx.needs_input_grad[1]:
+            grad_taps = torch.zeros_like(taps)
+            grad_taps[:, centre] = grad.T @ feat
+            for tap, written, read in ctx.pairs:
+                grad_taps[:, tap] = grad.index_select(0, written).T @ feat.index_select(0, read)
+            grad_weight = grad_taps.view_as(weight)
+        return grad_feat, grad_weight, None
+
+
+def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors) -> Tensor:
+    """[N, out]: submanifold convolution of feat [N, in] with weight [out, k, k, k, in] over :func:`neighbors`.
+
+    Under autocast it computes in the autocast type, as a linear layer does.
+    """
+    device = feat.device.type
+    if torch.is_autocast_enabled(device):
+        feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
+    out = SubmConvFunction.apply(feat, weight, pairs)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+class SubMConv3d(nn.Module):
+    """The layer: ``conv(point) -> [N, out]``. Initialised as spconv does (kaiming uniform, a = sqrt 5)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = True) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        cube = (kernel_size,) * 3
+        self.weight = nn.Parameter(torch.empty(out_channels, *cube, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        bound = 1 / math.sqrt(kernel_size**3 * in_channels)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, point: Point) -> Tensor:
+        return subm_conv(point.feat, self.weight, self.bias, neighbors(point, self.kernel_size))
