@@ -1,0 +1,86 @@
+"""Segmentation scores from a confusion matrix: IoU per class, mIoU, mAcc, allAcc."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Absent = Literal["exclude", "zero"]
+
+
+def confusion_matrix(prediction: Tensor, truth: Tensor, classes: int, ignore: int = -1) -> Tensor:
+    """[classes, classes] int64 counts of points, rows = truth, columns = prediction.
+
+    Points whose truth is ``ignore`` do not count. Matrices of several scans are simply added.
+    Raises ValueError where a label or a prediction is no class.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}")
+    counted = truth != ignore
+    prediction, truth = prediction[counted].long(), truth[counted].long()
+    for name, values in (("prediction", prediction), ("truth", truth)):
+        if len(values) and not (int(values.min()) >= 0 and int(values.max()) < classes):
+            raise ValueError(f"{name} holds {int(values.min())}..{int(values.max())}, classes are 0..{classes - 1}")
+    cells = torch.bincount(truth * classes + prediction, minlength=classes * classes)
+    return cells.reshape(classes, classes)
+
+
+def sum_over_processes(confusion: Tensor) -> Tensor:
+    """The sum of every process's matrix, on all of them; the matrix itself where there is one process."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return confusion
+    # NCCL sums on the GPU only, gloo on the host; counts are exact in int64 on both
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = confusion.to(device, copy=True)
+    dist.all_reduce(total)
+    return total.to(confusion.device)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a confusion matrix says, all in 0..1.
+
+    iou     per class, None for a class that is in neither truth nor prediction (0 with ``absent="zero"``)
+    recall  per class, None for a class without truth points (0 with ``absent="zero"``)
+    miou, macc = means over the classes that have a value;  allacc = share of points that are right
+    """
+
+    miou: float
+    macc: float
+    allacc: float
+    iou: list[float | None]
+    recall: list[float | None]
+    points: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def scores(confusion: Tensor, absent: Absent = "exclude") -> Scores:
+    """Scores of a [C, C] matrix of counts.
+
+    ``absent="zero"`` is the rule of the official PTv3 code base: a class that never occurs counts as 0 in the
+    means. The default leaves it out, so that a score does not depend on how many unused classes a list has.
+    """
+    counts = confusion.double()
+    hit, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+    iou = _per_class(hit, truth + predicted - hit, absent)
+    recall = _per_class(hit, truth, absent)
+    total = float(truth.sum())
+    allacc = float(hit.sum()) / total if total else 0.0
+    return Scores(_mean(iou), _mean(recall), allacc, iou, recall, int(total))
+
+
+def _per_class(hit: Tensor, out_of: Tensor, absent: Absent) -> list[float | None]:
+    missing = 0.0 if absent == "zero" else None
+    return [h / n if n else missing for h, n in zip(hit.tolist(), out_of.tolist(), strict=True)]
+
+
+def _mean(values: list[float | None]) -> float:
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else 0.0
