@@ -30,7 +30,8 @@ class PTv3Config:
     generation      "m1": classic PTv3 (5^3 conv stem, BatchNorm, curve pooling); "m2": Sonata and later
     dec_depths      empty = encoder only
     rope_base       None = no rotary positions (m1, m2)
-    legacy          checkpoints from before 2024-03-26: a CPE reads the previous block's MLP branch
+    legacy          checkpoints from before 2024-03-26: a CPE reads the previous block's MLP branch, and curves
+                    are one bit shallower where the largest coordinate is 2^k - 1
     window_layout   "flash": fixed windows; "shrink": windows shrink to the batch's smallest cloud
     compat          "clean": per-cloud curves, unshuffled in eval; "official": batch-wide curve depth,
                     orders shuffled in eval too
@@ -197,7 +198,8 @@ class Block(nn.Module):
         self, config: PTv3Config, channels: int, heads: int, patch_size: int, drop_path: float, index: int, rope: bool
     ) -> None:
         super().__init__()
-        self.index, self.legacy = index, config.legacy
+        self.index = index
+        self.legacy = config.legacy and config.pre_norm
         norm = norm_maker(config, "block")
 
         def scale() -> nn.Module:
@@ -384,11 +386,13 @@ class PTv3(Backbone):
 
     def serialize(self, point: Point) -> Point:
         """Choose the curves of this level; set the official, batch-wide curve depth where it is asked for."""
-        official = self.config.compat == "official"
-        if official and "depths" not in point.cache:
-            point.cache["depths"] = cloud_depths(point, shared=True)
+        official, legacy = self.config.compat == "official", self.config.legacy
+        if (official or legacy) and "depths" not in point.cache:
+            point.cache["depths"] = cloud_depths(point, shared=official, margin=0 if legacy else 1)
         curves = self.config.order
-        if official or (self.training and self.config.shuffle_orders):
+        # Officially the switch reaches the first level only: poolings shuffle always, in eval as well.
+        wanted = self.config.shuffle_orders or (official and point.parent is not None)
+        if wanted and (official or self.training):
             curves = tuple(curves[i] for i in self.draw(len(curves)).tolist())
         return point.but(curves=curves)
 

@@ -60,12 +60,12 @@ def interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return spread(x) << 2 | spread(y) << 1 | spread(z)
 
 
-def depth_of(largest: int) -> int:
-    """Bits a curve needs for grid coordinates up to ``largest`` (the official rule, with its +1)."""
-    return int(largest + 1).bit_length()
+def depth_of(largest: int, margin: int = 1) -> int:
+    """Bits a curve needs for grid coordinates up to ``largest`` (official rule; no margin before 2025-03-21)."""
+    return int(largest + margin).bit_length()
 
 
-def cloud_depths(point: Point, shared: bool = False) -> Tensor:
+def cloud_depths(point: Point, shared: bool = False, margin: int = 1) -> Tensor:
     """[B] int64 curve depth of each cloud, from its own extent; ``shared``: from the batch's (the official rule).
 
     Raises UserError when a cloud is too wide for its voxels.
@@ -74,7 +74,7 @@ def cloud_depths(point: Point, shared: bool = False) -> Tensor:
     assert grid is not None
     largest = torch.zeros(point.num_clouds, dtype=torch.long, device=grid.device)
     largest.scatter_reduce_(0, point.batch, grid.amax(1).long(), "amax")
-    depths = [depth_of(n) for n in largest.tolist()]
+    depths = [depth_of(n, margin) for n in largest.tolist()]
     if max(depths) > MAX_DEPTH:
         raise UserError(
             f"a cloud spans {max(largest.tolist()):,} voxels along one axis, more than 2^{MAX_DEPTH}: "
