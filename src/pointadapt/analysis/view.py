@@ -66,7 +66,9 @@ def draw(
 
     far = np.iinfo(np.uint64).max
     buffer = np.full(height * width, far, dtype=np.uint64)
-    key = ((depth / depth.max() * (2**31 - 1)).astype(np.uint64) << np.uint64(32)) | np.arange(len(coord), dtype=np.uint64)
+    key = ((depth / depth.max() * (2**31 - 1)).astype(np.uint64) << np.uint64(32)) | np.arange(
+        len(coord), dtype=np.uint64
+    )
     reach = int(np.ceil(radius.max()))
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
@@ -89,7 +91,13 @@ def draw(
 
 
 def _project(
-    coord: NDArray[Any], extent: NDArray[Any], size: tuple[int, int], azimuth: float, elevation: float, zoom: float, fov: float
+    coord: NDArray[Any],
+    extent: NDArray[Any],
+    size: tuple[int, int],
+    azimuth: float,
+    elevation: float,
+    zoom: float,
+    fov: float,
 ) -> tuple[NDArray[Any], NDArray[Any], float]:
     """Pixels [N, 2] (int), depths [N] and the focal length in pixels of a camera that sees the whole extent."""
     turn, tilt = np.radians(azimuth), np.radians(elevation)

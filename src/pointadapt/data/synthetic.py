@@ -249,7 +249,9 @@ def _fill_window(place: Room, side: int, along: tuple, up: tuple, painter: Item)
         for edge in (left - 0.2, right - 0.15):
             for fold in np.arange(0, 0.35, 0.07):
                 out = (-0.1 - 0.03 * (round(fold / 0.07) % 2), -0.05)
-                place.slab(side, (edge + fold, edge + fold + 0.07), (max(low - 0.3, 0), top + 0.1), out, cloth, "window")
+                place.slab(
+                    side, (edge + fold, edge + fold + 0.07), (max(low - 0.3, 0), top + 0.1), out, cloth, "window"
+                )
 
 
 def _corner(place: Room, painter: Item, color: Array) -> None:
