@@ -1,0 +1,104 @@
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pointadapt.ops.sparse_conv import SubMConv3d, neighbors, subm_conv
+from pointadapt.point import Point, collate
+from scenes import cloud
+
+
+def brute_force(point, weight, bias):
+    """The definition, row by row; a neighbouring voxel is its first row."""
+    radius = weight.shape[1] // 2
+    first = {}
+    for row, key in enumerate(zip(point.batch.tolist(), map(tuple, point.grid_coord.tolist()), strict=True)):
+        first.setdefault(key, row)
+    out = []
+    for row, (cloud_id, voxel) in enumerate(
+        zip(point.batch.tolist(), map(tuple, point.grid_coord.tolist()), strict=True)
+    ):
+        total = bias.clone()
+        for offset in product(range(-radius, radius + 1), repeat=3):
+            key = (cloud_id, tuple(v + o for v, o in zip(voxel, offset, strict=True)))
+            source = row if offset == (0, 0, 0) else first.get(key)
+            if source is not None:
+                tap = weight[:, offset[0] + radius, offset[1] + radius, offset[2] + radius]
+                total = total + tap @ point.feat[source]
+        out.append(total)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_equals_the_definition(kernel):
+    point = collate([cloud(80, 6), cloud(0), cloud(40, 5, seed=1), cloud(1, 2)]).but()
+    torch.manual_seed(0)
+    conv = SubMConv3d(9, 4, kernel)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(point), brute_force(point, conv.weight, conv.bias), atol=1e-5, rtol=1e-5)
+
+
+def test_duplicate_voxels_have_a_meaning():
+    one = cloud(60, 5)
+    grid = torch.cat([one.grid_coord, one.grid_coord[:20]])
+    point = Point(grid.float(), torch.randn(len(grid), 9), torch.tensor([len(grid)]), grid)
+    torch.manual_seed(0)
+    conv = SubMConv3d(9, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(point), brute_force(point, conv.weight, conv.bias), atol=1e-5, rtol=1e-5)
+
+
+def test_full_grid_equals_dense_convolution():
+    side = torch.arange(6)
+    grid = torch.cartesian_prod(side, side, side)
+    feat = torch.randn(len(grid), 3)
+    point = Point(grid.float(), feat, torch.tensor([len(grid)]), grid)
+    conv = SubMConv3d(3, 5)
+    dense = F.conv3d(feat.T.view(1, 3, 6, 6, 6), conv.weight.permute(0, 4, 1, 2, 3), conv.bias, padding=1)
+    torch.testing.assert_close(conv(point), dense[0].flatten(1).T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_gradients(duplicates):
+    point = cloud(30, 4, channels=3)
+    if duplicates:
+        grid = torch.cat([point.grid_coord, point.grid_coord[:5]])
+        point = Point(grid.float(), torch.randn(len(grid), 3), torch.tensor([len(grid)]), grid)
+    pairs = neighbors(point)
+    feat = point.feat.double().requires_grad_()
+    weight = torch.randn(2, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda f, w: subm_conv(f, w, None, pairs), (feat, weight))
+
+
+def test_frozen_weight_costs_no_gradient():
+    conv = SubMConv3d(9, 4).requires_grad_(False)
+    feat = cloud().feat.requires_grad_()
+    conv(cloud().but(feat=feat)).sum().backward()
+    assert conv.weight.grad is None and feat.grad is not None
+
+
+def test_neighbours_are_found_once():
+    point = cloud()
+    assert neighbors(point) is neighbors(point.but(feat=torch.zeros(len(point), 2)))
+    assert neighbors(point) is not neighbors(point.but(offset=point.offset.clone()))
+
+
+def test_shift_of_the_grid_changes_nothing():
+    point, conv = cloud(), SubMConv3d(9, 4)
+    assert torch.equal(conv(point), conv(point.but(grid_coord=point.grid_coord + 7)))
+
+
+def test_empty_and_even_kernel():
+    conv = SubMConv3d(9, 4)
+    assert conv(cloud(0)).shape == (0, 4)
+    with pytest.raises(ValueError, match="odd"):
+        neighbors(cloud(), 2)
+
+
+def test_autocast_computes_low_and_gives_low():
+    conv, point = SubMConv3d(9, 4), cloud()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv(point)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), conv(point), atol=5e-2, rtol=5e-2)

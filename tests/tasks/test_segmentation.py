@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from pointadapt.backbones.weights import load_backbone
+from pointadapt.errors import UserError
+from pointadapt.tasks.segmentation import Segmentation, lovasz_softmax, segmentation_loss
+from scenes import cloud, tiny
+
+
+def lovasz_by_definition(probability, segment):
+    """Class by class, as in the paper's Algorithm 1."""
+    losses = []
+    for k in segment.unique():
+        truth = (segment == k).double()
+        errors, order = (truth - probability[:, k]).abs().sort(descending=True)
+        truth = truth[order]
+        intersection, union = truth.sum() - truth.cumsum(0), truth.sum() + (1 - truth).cumsum(0)
+        jaccard = 1 - intersection / union
+        jaccard[1:] = jaccard[1:] - jaccard[:-1].clone()
+        losses.append(errors @ jaccard)
+    return torch.stack(losses).mean()
+
+
+def test_lovasz():
+    torch.manual_seed(0)
+    probability = torch.randn(50, 5, dtype=torch.float64).softmax(1).requires_grad_()
+    segment = torch.randint(0, 4, (50,))  # class 4 is absent
+    torch.testing.assert_close(lovasz_softmax(probability, segment), lovasz_by_definition(probability, segment))
+    perfect = torch.eye(5, dtype=torch.float64)[segment]
+    assert lovasz_softmax(perfect, segment).abs() < 1e-12
+    assert torch.autograd.gradcheck(lambda p: lovasz_softmax(p, segment), probability)
+
+
+def test_ignored_points_do_not_count():
+    logits, segment = torch.randn(20, 3), torch.randint(0, 3, (20,))
+    segment[15:] = -1
+    torch.testing.assert_close(segmentation_loss(logits, segment), segmentation_loss(logits[:15], segment[:15]))
+
+
+def test_nothing_labelled_is_finite():
+    logits = torch.randn(5, 3, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((5,), -1))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().sum() == 0
+
+
+def test_logits_per_point_alone_and_in_a_batch():
+    model = Segmentation(tiny(), ["a", "b", "c"]).eval()
+    from pointadapt.point import collate
+
+    clouds = [cloud(100, 9), cloud(30, 5, seed=1)]
+    with torch.no_grad():
+        together = model(collate(clouds))
+        torch.testing.assert_close(together, torch.cat([model(c) for c in clouds]), atol=1e-5, rtol=1e-5)
+    assert together.shape[1] == 3
+
+
+def test_a_head_knows_its_backbone():
+    model = Segmentation(load_backbone("nano", weights=None), 3)
+    other = Segmentation(load_backbone("nano", weights=None), 3)
+    with pytest.raises(UserError, match="other backbone weights"):
+        other.head.load_state_dict(model.head.state_dict())
+    same = Segmentation(model.backbone, 3)
+    same.head.load_state_dict(model.head.state_dict())
+    with pytest.raises(UserError, match="3 classes .* 4"):
+        Segmentation(model.backbone, 4).head.load_state_dict(model.head.state_dict())
+
+
+def test_too_few_classes():
+    with pytest.raises(UserError, match="at least two"):
+        Segmentation(tiny(), ["ground"])
