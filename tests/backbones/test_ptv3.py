@@ -32,7 +32,7 @@ def test_a_cloud_is_alone_in_any_batch(form):
 
 
 def test_official_mode_leaks_between_clouds_and_clean_mode_does_not():
-    first, other = cloud(300, 20), cloud(40, 60, seed=1)
+    first, other = cloud(300, 20), cloud(20, 60, seed=1)
     gap = {}
     for compat in ("official", "clean"):
         model = tiny(compat=compat, window_layout="shrink" if compat == "official" else "flash")
