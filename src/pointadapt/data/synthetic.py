@@ -1,7 +1,5 @@
 """Procedural scanned rooms of two building styles with known labels: what the demo, the tests and nano train on.
 
-    python -m pointadapt.data.synthetic FOLDER --style b --num 12
-
 A room is built from boxes, cylinders and balls (furniture.py), scanned from a few tripod positions with occlusion,
 noise and uneven density (raycast.py) and coloured. Style "a" is a plain flat seen by a good scanner; style "b" has
 other furniture for the same classes, sloped ceilings, warm dim light and a coarser, noisier scanner.
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from pointadapt.data.furniture import CLUTTER, ROOM_CLASSES, Item, build
 from pointadapt.data.raycast import BOX, Array, Returns, Sensor, Solid, scan, turn_of
@@ -393,6 +392,35 @@ def _shade(place: Room, view: Returns) -> np.ndarray:
     color = 255 * (base * light[:, None] * exposure * cast).clip(0, 1) ** (0.85 if dim else 1.0)
     color += rng.normal(0, 10 if dim else 4, color.shape)
     return color.clip(0, 255).astype(np.uint8)
+
+
+def write_rooms(
+    folder: Path | str, num: int, style: str = "a", seed: int = 0, val: int = 0, test: int = 0, grid_size: float = 0.08
+) -> Path:
+    """Write ``num`` training rooms, and some to validate and test on, as PLY files with a dataset.yaml; its path.
+
+    The label in the files is the class index + 1; 0 is clutter, which is ignored. Other seeds give other rooms.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for index, split in enumerate(["train"] * num + ["val"] * val + ["test"] * test):
+        made = room(seed * 10_000 + index, style)
+        file = folder / f"{split}_{len(splits[split]):03d}.ply"
+        write_ply(file, made["coord"], made["color"], made["segment"] + 1)
+        splits[split].append(file.name)
+    content = {
+        "classes": {index + 1: name for index, name in enumerate(ROOM_CLASSES)},
+        "ignore": [0],
+        "splits": {split: files for split, files in splits.items() if files},
+        "label_field": "label",
+        "grid_size": grid_size,
+    }
+    target = folder / "dataset.yaml"
+    part = target.with_name("dataset.yaml.part")
+    part.write_text(yaml.safe_dump(content, sort_keys=False))
+    part.replace(target)
+    return target
 
 
 def write_ply(path: Path, coord: np.ndarray, color: np.ndarray, label: np.ndarray) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -93,6 +95,60 @@ def aerial(seed: int, size: float = 50.0) -> dict[str, np.ndarray]:
         number_of_returns=total[order].astype(np.uint8),
         segment=segment[order].astype(np.int64),
     )
+
+
+def write_tiles(
+    folder: Path | str,
+    num: int,
+    seed: int = 0,
+    val: int = 0,
+    test: int = 0,
+    grid_size: float = 0.4,
+    scale: float = 1.0,
+    size: float = 50.0,
+) -> Path:
+    """Write ``num`` training tiles, and some to validate and test on, as LAZ with a dataset.yaml; returns its path.
+
+    Classes are ASPRS codes, 1 (unclassified) is ignored; intensity and returns take the place of colour.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for index, split in enumerate(["train"] * num + ["val"] * val + ["test"] * test):
+        file = folder / f"{split}_{len(splits[split]):03d}.laz"
+        _write_laz(file, aerial(seed * 10_000 + index, size))
+        splits[split].append(file.name)
+    content = {
+        "classes": dict(zip(ASPRS_CODES, AERIAL_CLASSES, strict=True)),
+        "ignore": [1],
+        "splits": {split: files for split, files in splits.items() if files},
+        "label_field": "classification",
+        "grid_size": grid_size,
+        "scale": scale,
+        "color": {"intensity": 2000, "return_number": 5, "number_of_returns": 5},
+        "transform": "outdoor",
+    }
+    target = folder / "dataset.yaml"
+    part = target.with_name("dataset.yaml.part")
+    part.write_text(yaml.safe_dump(content, sort_keys=False))
+    part.replace(target)
+    return target
+
+
+def _write_laz(file: Path, tile: dict[str, np.ndarray]) -> None:
+    import laspy
+
+    header = laspy.LasHeader(point_format=6, version="1.4")
+    header.scales = np.full(3, 0.01)
+    header.offsets = np.floor(tile["coord"].min(0))
+    cloud = laspy.LasData(header)
+    cloud.x, cloud.y, cloud.z = tile["coord"].T.astype(np.float64)
+    for name in ("intensity", "return_number", "number_of_returns"):
+        cloud[name] = tile[name]
+    cloud.classification = np.array([*ASPRS_CODES, 1], dtype=np.uint8)[tile["segment"]]  # -1 is the last
+    part = file.with_name("part-" + file.name)  # laspy goes by the suffix
+    cloud.write(str(part))
+    part.replace(file)
 
 
 def _waves(rng: np.random.Generator, count: int, height: float, length: float) -> Array:
