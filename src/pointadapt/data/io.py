@@ -1,0 +1,126 @@
+"""Reading scans of any supported format and writing them back with a class and a confidence per point."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from pointadapt.data.scan import Scan
+from pointadapt.errors import UserError
+
+#: File ending -> module of :mod:`pointadapt.data.formats`, imported when first needed.
+FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "e57", ".npy": "npy", ".npz": "npy"}
+SUPPORTED = ", ".join(FORMATS)
+
+
+def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
+    """Read one file, or one folder in Pointcept's layout.
+
+    label_field  where its labels are; by default the first known name (:data:`pointadapt.data.scan.LABELS`)
+
+    Raises UserError when the file is missing, empty, damaged or of another kind, has no points, or has NaN or
+    infinite coordinates.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    module = format_of(path)
+    if path.is_file() and path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes)")
+    try:
+        scan = module.read(path, label_field)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # each library has its own dozen ways to say that a file is damaged
+        raise UserError(f"{path}: not readable as {kind(path)}, damaged or truncated ({reason(error)})") from error
+    if len(scan) == 0:
+        raise UserError(f"{path}: the file has no points")
+    bad = len(scan) - int(np.isfinite(scan.coord).all(1).sum())
+    if bad:
+        raise UserError(f"{path}: {bad} of {len(scan)} points have NaN or infinite coordinates; remove these points")
+    return scan
+
+
+def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, confidence: np.ndarray) -> None:
+    """Write to ``target`` everything ``source`` has, in its format, with a class and a confidence per point.
+
+    classes     [N] int, raw class ids     confidence  [N] float, 0-1; both in the order of ``read_scan(source)``
+
+    LAS and LAZ take the class as ``classification`` (see formats/las.py for ids that do not fit), all others as
+    ``class``; fields of these names in the source are replaced. The source is never touched, and the target appears
+    whole or not at all.
+    Raises UserError if target is source, has another format, or cannot be written (disk full).
+    """
+    source, target = Path(source), Path(target)
+    module = format_of(source)
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{target}: the output would overwrite its own input; choose another name")
+    if kind(target) != kind(source) and not source.is_dir():
+        raise UserError(f"{target}: the output has the format of the input; call it {target.stem}{source.suffix}")
+    if target.is_dir() and not (source.is_dir() and (target / "coord.npy").is_file()):
+        raise UserError(f"{target}: a folder of that name exists already; choose another name")
+    if len(classes) != len(confidence):
+        raise ValueError(f"{len(classes)} classes but {len(confidence)} confidences")
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")  # keeps the ending, which decides on compression
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        module.write(source, temporary, np.asarray(classes), np.asarray(confidence))
+        replace(temporary, target)
+    except UserError:
+        raise
+    except (OSError, RuntimeError) as error:  # the libraries beneath turn a full disk into either
+        raise UserError(f"{target}: cannot be written ({reason(error)}); nothing was left behind") from error
+    finally:
+        remove(temporary)
+
+
+def is_scan(path: Path) -> bool:
+    """Whether :func:`read_scan` would try to read it."""
+    return (path / "coord.npy").is_file() if path.is_dir() else path.suffix.lower() in FORMATS
+
+
+def format_of(path: Path) -> ModuleType:
+    if path.is_dir():
+        if not is_scan(path):
+            raise UserError(f"{path}: a folder without coord.npy is no scan (Pointcept's layout has one)")
+        name = "npy"
+    elif path.suffix.lower() in FORMATS:
+        name = FORMATS[path.suffix.lower()]
+    else:
+        raise UserError(f"{path}: unknown format {path.suffix or 'without ending'!r}; supported are {SUPPORTED}")
+    return importlib.import_module(f"pointadapt.data.formats.{name}")
+
+
+def kind(path: Path) -> str:
+    """PLY, LAS (LAZ counts as LAS), ... after the ending."""
+    ending = path.suffix.lower().removeprefix(".").upper()
+    return "LAS" if ending == "LAZ" else ending or "FOLDER"
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library said, without a full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def replace(temporary: Path, target: Path) -> None:
+    """Rename over ``target``; an earlier output folder steps aside first, since folders are not replaced."""
+    if not target.is_dir():
+        os.replace(temporary, target)
+        return
+    aside = target.with_name(f".{os.getpid()}.old.{target.name}")
+    os.replace(target, aside)
+    os.replace(temporary, target)
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""From a data set's split to batches: cached scans, seeded transforms, packing into a Point."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pointadapt.data.scans import DataSet
+from pointadapt.data.tiles import tiles
+from pointadapt.data.transforms import Sample, Transform, take
+from pointadapt.errors import UserError
+from pointadapt.ops.voxel import grid_index, voxelize
+from pointadapt.point import Point
+
+#: Training keeps at most this many points of a voxel: enough for a fresh random one in each epoch.
+KEEP = 4
+
+
+class ScanDataset(Dataset):
+    """The scans of one split, each read and prepared once, then transformed anew at every access.
+
+    The transform's randomness depends on (seed, epoch, index) alone, so that a resumed run goes on exactly as the
+    interrupted one, whatever the number of workers. Call :meth:`set_epoch` before each pass.
+
+    transform    ``(sample, rng) -> sample``; None returns the prepared scan
+    train        thin the scans to KEEP points per voxel; needed labels are then checked too
+    limit        scans of more voxels than this become several items, overlapping tiles. Without ``train``, labels
+                 outside a tile's core are -1, so that every point of a scan is scored exactly once
+    cache        folder for prepared scans (memory-mapped, shared by workers, found again by the next run);
+                 None keeps them in memory
+    repeat       passes over the scans that make up one epoch
+    """
+
+    def __init__(
+        self,
+        dataset: DataSet,
+        split: str,
+        transform: Transform | None = None,
+        seed: int = 0,
+        train: bool | None = None,
+        limit: int = 500_000,
+        cache: Path | str | None = None,
+        repeat: int = 1,
+    ):
+        self.dataset, self.split, self.transform, self.seed, self.repeat = dataset, split, transform, seed, repeat
+        self.train = split == "train" if train is None else train
+        self.limit = limit
+        self.cache = Path(cache) if cache else None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by worker processes too
+        self.items: list[Sample | Path] = []
+        labelled = 0
+        for path in dataset.paths(split):
+            items = self._prepare(path)
+            labelled += sum(int((self._load(item)["segment"] >= 0).sum()) for item in items)
+            self.items += items
+        if not self.items:
+            raise UserError(f"{dataset.file}: the split {split!r} lists no scans; add some under `splits`")
+        if not labelled:
+            raise UserError(
+                f"{dataset.file}: no scan of the split {split!r} has a labelled point; "
+                f"check `label_field`, `classes` and `ignore`"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.items) * self.repeat
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        sample = self._load(self.items[index % len(self.items)])
+        if self.transform is None:
+            return sample
+        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        return self.transform(sample, rng)
+
+    def _load(self, item: Sample | Path) -> Sample:
+        if isinstance(item, Path):
+            names = {file.stem: np.load(file, mmap_mode="r") for file in sorted(item.glob("*.npy"))}
+            item = {**names, **json.loads((item / "scan.json").read_text())}
+        out = {k: np.asarray(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
+        return {**out, "color": out["color"].astype(np.float32), "segment": out["segment"].astype(np.int64)}
+
+    def _prepare(self, path: Path) -> list[Sample | Path]:
+        """The items a scan becomes: read from the cache, or from the file."""
+        if self.cache is None:
+            return list(self._cut(path))
+        folder = self.cache / f"{path.stem}-{self._fingerprint(path)}"
+        if not folder.is_dir():
+            store(folder, self._cut(path))
+        return [*sorted(folder.iterdir())]
+
+    def _cut(self, path: Path) -> list[Sample]:
+        sample = self.dataset.read(path)
+        if self.train:
+            sample = thin(sample, self.dataset.voxel, np.random.default_rng(self.seed))
+        sample = {**sample, "color": sample["color"].astype(np.uint8), "segment": sample["segment"].astype(np.int16)}
+        items = []
+        margin = 0.0 if self.train else 25 * self.dataset.voxel
+        for rows, core in tiles(sample["coord"], self.dataset.voxel, self.limit, margin):
+            item = take(sample, rows)
+            item["segment"][~core] = -1
+            items.append(item)
+        return items
+
+    def _fingerprint(self, path: Path) -> str:
+        """Changes with the file and with whatever decides how it is prepared."""
+        newest = max((path, *path.glob("*.npy")), key=lambda file: file.stat().st_mtime_ns).stat()
+        recipe = {k: v for k, v in self.dataset.as_dict().items() if k != "splits"}
+        state = [str(path.resolve()), newest.st_mtime_ns, newest.st_size]
+        parts = [*state, recipe, self.train, self.limit, self.seed, KEEP]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def thin(sample: Sample, grid_size: float, rng: np.random.Generator) -> Sample:
+    """At most KEEP random points of each voxel."""
+    shuffled = rng.permutation(len(sample["coord"]))
+    cells, _ = grid_index(torch.from_numpy(sample["coord"][shuffled]), grid_size)
+    voxels = voxelize(cells)
+    rank = torch.arange(len(cells)) - voxels.start.repeat_interleave(voxels.count)
+    keep = voxels.order[rank < KEEP].numpy()
+    return take(sample, np.sort(shuffled[keep]))
+
+
+def store(folder: Path, items: list[Sample]) -> None:
+    """Write prepared samples as ``folder/NNN/KEY.npy``, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        for number, item in enumerate(items):
+            part = temporary / f"{number:04d}"
+            part.mkdir(parents=True)
+            rest = {}
+            for key, value in item.items():
+                if isinstance(value, np.ndarray):
+                    np.save(part / f"{key}.npy", value)
+                else:
+                    rest[key] = value
+            (part / "scan.json").write_text(json.dumps(rest))
+        os.replace(temporary, folder)
+    except OSError as error:
+        if folder.is_dir():  # another process was faster
+            return
+        raise UserError(f"the cache of prepared scans cannot be written to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def collate_batch(
+    samples: list[Sample], mix_prob: float = 0.0, rng: np.random.Generator | None = None, grid_size: float | None = None
+) -> dict[str, Any]:
+    """Pack transformed samples: ``point`` (a Point of B clouds), ``segment`` [N], and lists of B for the rest.
+
+    With probability ``mix_prob`` neighbouring scenes are merged into one by dropping every other offset (Mix3D);
+    voxels that two merged scenes share are then there twice. Lists keep one entry per sample.
+    """
+    if not samples:
+        raise ValueError("collate_batch needs at least one sample")
+
+    def pack(key: str) -> Tensor | None:
+        if key not in samples[0]:
+            return None
+        return torch.from_numpy(np.concatenate([sample[key] for sample in samples]))
+
+    offset = torch.tensor([len(sample["coord"]) for sample in samples]).cumsum(0)
+    if mix_prob > 0 and (rng or np.random.default_rng()).random() < mix_prob:
+        offset = torch.cat([offset[1:-1:2], offset[-1:]])
+    coord, feat = pack("coord"), pack("feat")
+    assert coord is not None and feat is not None, "samples need coord and feat: end the transforms with Collect()"
+    batch: dict[str, Any] = {
+        "point": Point(coord=coord, feat=feat, offset=offset, grid_coord=pack("grid_coord"), grid_size=grid_size)
+    }
+    segment = pack("segment")
+    if segment is not None:
+        batch["segment"] = segment
+    for key in ("name", "inverse", "origin_segment", "index"):
+        if key in samples[0]:
+            values = [sample[key] for sample in samples]
+            batch[key] = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values]
+    return batch

@@ -1,0 +1,271 @@
+"""DataSet: a folder of scans and the small dataset.yaml that says how to read them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pointadapt.data.geometry import estimate_normals
+from pointadapt.data.io import read_scan
+from pointadapt.data.scan import Scan
+from pointadapt.data.transforms import TRAIN_TRANSFORMS, Sample
+from pointadapt.errors import UserError
+
+YAML = "dataset.yaml"
+SPLITS = ("train", "val", "test")
+NORMALS = ("file", "estimate", "none")
+#: Matrices that bring a file's axes to x east, y north, z up, all without mirroring.
+UP = {
+    "z": np.eye(3),
+    "y": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),
+    "-y": np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]),
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How to read the scans of one folder. ``DataSet.open(folder)`` reads its dataset.yaml.
+
+    classes      raw id in the files -> name, in the order of the model's outputs; ids with one name are one class
+    ignore       raw ids that are neither learned nor scored (-1 never is)
+    splits       train, val, test -> paths relative to the folder
+    label_field  field with the labels; None: the first known name
+    grid_size    edge of a voxel in the files' unit (metres)
+    scale        factor on coordinates, so that a voxel has the edge ``grid_size * scale`` the backbone was trained on
+    color        "rgb", "none", or three fields of the files that take its place: name -> value that becomes 255
+    normals      "file" (estimated where a file has none), "estimate" or "none"
+    up           the files' upward axis: z, y or -y
+    transform    training transforms: a name of TRAIN_TRANSFORMS
+    """
+
+    folder: Path
+    classes: dict[int, str]
+    ignore: tuple[int, ...] = ()
+    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    label_field: str | None = None
+    grid_size: float = 0.02
+    scale: float = 1.0
+    color: str | dict[str, float] = "rgb"
+    normals: str = "estimate"
+    up: str = "z"
+    transform: str = "indoor"
+
+    @classmethod
+    def open(cls, path: Path | str) -> DataSet:
+        """From a folder with a dataset.yaml, or the yaml itself. Raises UserError naming what is wrong in it."""
+        path = Path(path)
+        file = path / YAML if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"{path}: no {YAML} here; write one with: pointadapt init {path}")
+        try:
+            content = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
+        dataset = cls.from_dict(content, file.parent, file)
+        for split in dataset.splits:
+            for scan in dataset.paths(split):
+                if not scan.exists():
+                    raise UserError(f"{file}: splits.{split} lists {scan}, which does not exist")
+        return dataset
+
+    @classmethod
+    def from_dict(cls, content: Any, folder: Path | str, file: Path | str = YAML) -> DataSet:
+        """From what :meth:`as_dict` returned, every value checked; the listed scans need not exist."""
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: it must hold keys such as classes and splits, not {type(content).__name__}")
+        known = {f.name: f.type for f in fields(cls) if f.name != "folder"}
+        for key in content:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, 1)
+                cure = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
+                raise UserError(f"{file}: unknown key {key!r}; {cure}")
+        if "classes" not in content:
+            raise UserError(f"{file}: the key 'classes' is missing (raw label id: name, one line each)")
+        checked = {key: CHECKS[key](file, key, value) for key, value in content.items()}
+        dataset = cls(folder=Path(folder), **checked)
+        both = sorted(set(dataset.classes) & set(dataset.ignore))
+        if both:
+            raise UserError(f"{file}: label id {both[0]} is both in `classes` and in `ignore`; take it out of one")
+        return dataset
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the folder, in types that JSON and YAML know; JSON turns the ids of classes into strings."""
+        values = {k: v for k, v in asdict(self).items() if k != "folder"}
+        return {**values, "ignore": list(self.ignore), "splits": {k: list(v) for k, v in self.splits.items()}}
+
+    @property
+    def file(self) -> Path:
+        return self.folder / YAML
+
+    @property
+    def voxel(self) -> float:
+        """Edge of a voxel in the unit the model sees."""
+        return self.grid_size * self.scale
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the C classes, in the order of the model's outputs."""
+        return list(dict.fromkeys(self.classes.values()))
+
+    @cached_property
+    def raw_ids(self) -> np.ndarray:
+        """[C] int64: the raw id written for each class, the first of its name."""
+        return np.array([next(k for k, v in self.classes.items() if v == name) for name in self.names])
+
+    def paths(self, split: str) -> list[Path]:
+        if split not in SPLITS:
+            raise UserError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        return [self.folder / scan for scan in self.splits.get(split, ())]
+
+    def index(self, label: np.ndarray, path: Path | str = "") -> np.ndarray:
+        """[N] int64 class index of raw ids, -1 for ignored ones. Raises UserError on ids that the yaml lacks."""
+        segment = np.full(len(label), -1, np.int64)
+        for raw in np.unique(label).tolist():
+            if raw in self.classes:
+                segment[label == raw] = self.names.index(self.classes[raw])
+            elif raw != -1 and raw not in self.ignore:
+                raise UserError(
+                    f"{path}: label id {raw} is neither in `classes` nor in `ignore` of {self.file}; add it to one"
+                )
+        return segment
+
+    def read(self, path: Path | str, labels: bool = True) -> Sample:
+        """Read and prepare a scan. With ``labels``, raises UserError if the file has no label field."""
+        scan = read_scan(path, self.label_field if labels else None)
+        if labels and scan.label is None:
+            raise UserError(f"{path}: no label field known by name in it; set `label_field` in {self.file}")
+        return self.prepare(scan, labels=labels)
+
+    def prepare(self, scan: Scan, rows: np.ndarray | slice = slice(None), labels: bool = False) -> Sample:
+        """The sample that transforms take, of some ``rows`` of a scan (a tile): see :mod:`..data.transforms`.
+
+        The coordinates' origin is the lowest corner of those rows, removed in float64: geo-coordinates in float32
+        would be good to half a metre only.
+        """
+        coord = scan.coord[rows] @ UP[self.up].T
+        coord -= coord.min(0)
+        sample: Sample = {"coord": (coord * self.scale).astype(np.float32), "color": self._color(scan, rows)}
+        sample["normal"] = self._normal(scan, rows, coord)
+        if labels and scan.label is not None:
+            sample["segment"] = self.index(scan.label[rows], scan.path)
+        return {**sample, "name": scan.path.name}
+
+    def _color(self, scan: Scan, rows: np.ndarray | slice) -> np.ndarray:
+        if isinstance(self.color, dict):
+            channels = []
+            for name, full in self.color.items():
+                if name not in scan.extras:
+                    has = ", ".join(scan.extras) or "no further fields"
+                    raise UserError(f"{scan.path}: no field {name!r}, which {self.file} uses as colour; it has {has}")
+                channels.append(np.clip(scan.extras[name][rows] * (255 / full), 0, 255))
+            return np.stack(channels, 1).round().astype(np.float32)
+        if scan.color is None or self.color == "none":
+            return np.zeros((len(scan.coord[rows]), 3), np.float32)
+        return scan.color[rows].astype(np.float32)
+
+    def _normal(self, scan: Scan, rows: np.ndarray | slice, coord: np.ndarray) -> np.ndarray:
+        if self.normals == "none":
+            return np.zeros(coord.shape, np.float32)
+        if self.normals == "file" and scan.normal is not None:
+            return (scan.normal[rows] @ UP[self.up].T).astype(np.float32)
+        return estimate_normals(coord, self.grid_size)
+
+
+# --- checks of the yaml's values: (file, key, value) -> value, or UserError -----------------------------------------
+
+
+def wrong(file: Any, key: str, value: Any, wanted: str) -> UserError:
+    return UserError(f"{file}: `{key}` must be {wanted}, not {value!r}")
+
+
+def whole(file: Any, key: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool | float):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError):
+        raise wrong(file, key, value, "whole numbers (raw label ids)") from None
+
+
+def check_classes(file: Any, key: str, value: Any) -> dict[int, str]:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict) or not value:
+        raise wrong(file, key, value, "lines of `raw label id: name`")
+    return {whole(file, key, raw): str(name) for raw, name in value.items()}
+
+
+def check_ignore(file: Any, key: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise wrong(file, key, value, "a list of raw label ids")
+    return tuple(whole(file, key, raw) for raw in value)
+
+
+def check_splits(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict) or not set(value) <= set(SPLITS):
+        raise wrong(file, key, value, f"lists of paths under {', '.join(SPLITS)}")
+    splits: dict[str, tuple[str, ...]] = {}
+    for split, scans in value.items():
+        if not isinstance(scans or [], list | tuple):
+            raise wrong(file, f"{key}.{split}", scans, "a list of paths")
+        splits[split] = tuple(str(scan) for scan in scans or [])
+    twice = repeated(scan for scans in splits.values() for scan in scans)
+    if twice:
+        raise UserError(f"{file}: {twice} is listed twice in `splits`; a scan learned from cannot be a test as well")
+    return splits
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
+def check_positive(file: Any, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise wrong(file, key, value, "a number above 0")
+    return float(value)
+
+
+def check_color(file: Any, key: str, value: Any) -> str | dict[str, float]:
+    if isinstance(value, dict) and len(value) == 3:
+        return {str(name): check_positive(file, f"{key}.{name}", full) for name, full in value.items()}
+    if value not in ("rgb", "none"):
+        raise wrong(file, key, value, "rgb, none, or three fields with the value that becomes full scale, as in "
+                    "{intensity: 2000, return_number: 5, number_of_returns: 5}")  # fmt: skip
+    return value
+
+
+def check_text(file: Any, key: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise wrong(file, key, value, "the name of a field")
+    return value
+
+
+def one_of(choices: Iterable[str]) -> Any:
+    def check(file: Any, key: str, value: Any) -> str:
+        if value not in choices:
+            raise wrong(file, key, value, f"one of {', '.join(choices)}")
+        return value
+
+    return check
+
+
+CHECKS = {
+    "classes": check_classes,
+    "ignore": check_ignore,
+    "splits": check_splits,
+    "label_field": check_text,
+    "grid_size": check_positive,
+    "scale": check_positive,
+    "color": check_color,
+    "normals": one_of(NORMALS),
+    "up": one_of(tuple(UP)),
+    "transform": one_of(tuple(TRAIN_TRANSFORMS)),
+}

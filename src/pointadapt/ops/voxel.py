@@ -1,0 +1,127 @@
+"""Voxel grids: quantise points, hash the cells, take one point per voxel, or fragments that cover every point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FNV_OFFSET = 14695981039346656037 - 2**64  # FNV's 64-bit constants as signed integers: products wrap alike
+FNV_PRIME = 1099511628211
+SIGN = -(2**63)  # flipping the sign bit turns signed comparison into unsigned
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Points grouped by voxel; M voxels in ascending (unsigned) order of their key.
+
+    key      [N] int64, hash of each point's cell (64 unsigned bits, viewed as signed)
+    order    [N] int64, points sorted by voxel; points of one voxel keep their order
+    inverse  [N] int64, voxel of each point
+    count    [M] int64, points in each voxel
+    start    [M] int64, where each voxel's points begin in ``order``
+    """
+
+    key: Tensor
+    order: Tensor
+    inverse: Tensor
+    count: Tensor
+    start: Tensor
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def member(self, draws: Tensor | int) -> Tensor:
+        """[M] rows: of each voxel its member number ``draws % count``."""
+        return self.order[self.start + draws % self.count]
+
+    def spread(self) -> Tensor:
+        """[M] rows: one member per voxel, picked pseudo-randomly by the voxel's key.
+
+        Needs no random state, so evaluation repeats itself, and prefers no part of the file (in airborne
+        lidar "always the first row" would mean "mostly first echoes").
+        """
+        mixed = self.key[self.order[self.start]] * 0x9E3779B97F4A7C1 >> 33
+        return self.member(mixed & 0x7FFFFFFF)
+
+    def fragments(self) -> list[Tensor]:
+        """As many row sets [M] as the fullest voxel has points; together they cover every point.
+
+        Fragment i takes member ``i % count`` of every voxel.
+        """
+        parts = int(self.count.max()) if len(self) else 0
+        return [self.member(part) for part in range(parts)]
+
+
+def grid_index(coord: Tensor, grid_size: float) -> tuple[Tensor, Tensor]:
+    """Cells of points: ``floor(coord / grid_size)``, shifted so that the least index is 0 on each axis.
+
+    Divides in float64 whatever the input, as the official code does under NumPy 2.
+    Returns ([N, 3] int64 cells, [3] int64 the shift; ``shift * grid_size`` is the grid's lower corner).
+    """
+    if not grid_size > 0:
+        raise ValueError(f"grid_size must be positive, not {grid_size}")
+    cells = torch.floor(coord.double() / grid_size).long()
+    if len(cells) == 0:
+        return cells, cells.new_zeros(3)
+    least = cells.amin(0)
+    return cells - least, least
+
+
+def fnv_key(cells: Tensor) -> Tensor:
+    """[N] int64: FNV-1 over the axes, one 64-bit word each (multiply, then xor)."""
+    key = torch.full((len(cells),), FNV_OFFSET, dtype=torch.int64, device=cells.device)
+    for axis in range(cells.shape[1]):
+        key = (key * FNV_PRIME) ^ cells[:, axis].long()
+    return key
+
+
+def ravel_key(cells: Tensor) -> Tensor:
+    """[N] int64: mixed-radix number of the cell, first axis most significant; no collisions."""
+    key = torch.zeros(len(cells), dtype=torch.int64, device=cells.device)
+    if len(cells) == 0:
+        return key
+    for axis, size in enumerate((cells.amax(0) + 1).tolist()):
+        key = key * size + cells[:, axis].long()
+    return key
+
+
+HASHES = {"fnv": fnv_key, "ravel": ravel_key}
+
+
+def voxelize(cells: Tensor, hash: str = "fnv") -> Voxels:
+    """Group points by cell. ``cells`` [N, 3] int >= 0, from :func:`grid_index`."""
+    key = HASHES[hash](cells)
+    ordered, order = torch.sort(key ^ SIGN, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    start = first.nonzero()[:, 0]
+    inverse = torch.empty_like(order)
+    inverse[order] = first.cumsum(0) - 1
+    count = torch.diff(start, append=start.new_tensor([len(key)]))
+    return Voxels(key, order, inverse, count, start)
+
+
+def grid_sample(
+    coord: Tensor,
+    grid_size: float,
+    hash: str = "fnv",
+    generator: torch.Generator | None = None,
+    draws: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One point per voxel: (rows [M], cells [M, 3] int64, inverse [N]: the row of ``rows`` for each point).
+
+    The member is ``draws`` [M] modulo the voxel's count (official: ``randint(0, count.max(), M)``), or uniformly
+    random from ``generator``, or, with neither, the fixed choice of :meth:`Voxels.spread`.
+    """
+    cells, _ = grid_index(coord, grid_size)
+    voxels = voxelize(cells, hash)
+    if draws is not None:
+        rows = voxels.member(draws)
+    elif generator is not None:
+        uniform = torch.rand(len(voxels), generator=generator, dtype=torch.float64).to(coord.device)
+        rows = voxels.member((uniform * voxels.count).long())
+    else:
+        rows = voxels.spread()
+    return rows, cells[rows], voxels.inverse
