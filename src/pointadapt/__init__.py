@@ -1,3 +1,56 @@
 """pointadapt: adapt pretrained point-cloud models to your own scans by training under 2 % of the parameters."""
 
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
 __version__ = "0.1.0"
+
+#: Public name -> the module that has it, imported when the name is first used: ``import pointadapt`` costs nothing.
+PUBLIC = {
+    "Point": "pointadapt.point",
+    "UserError": "pointadapt.errors",
+    "load_backbone": "pointadapt.backbones.weights",
+    "Segmentation": "pointadapt.tasks.segmentation",
+    "adapt": "pointadapt.methods.core",
+    "GEMConfig": "pointadapt.methods.gem",
+    "PointTPAConfig": "pointadapt.methods.pointtpa",
+    "BottleneckConfig": "pointadapt.methods.adapters",
+    "BitFitConfig": "pointadapt.methods.adapters",
+    "LinearConfig": "pointadapt.methods.adapters",
+    "DecoderConfig": "pointadapt.methods.adapters",
+    "FullConfig": "pointadapt.methods.adapters",
+    "LoraConfig": "pointadapt.methods.core",
+    "DataSet": "pointadapt.data.scans",
+    "read_scan": "pointadapt.data.io",
+    "Run": "pointadapt.run",
+    "train": "pointadapt.train",
+    "evaluate": "pointadapt.evaluate",
+    "predict": "pointadapt.predict",
+}
+__all__ = [*PUBLIC, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'pointadapt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})
+
+
+class _Package(ModuleType):
+    """Importing ``pointadapt.train`` makes Python set the attribute ``train`` to the module; keep the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in PUBLIC and PUBLIC[name] == value.__name__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,72 @@
+"""Evaluation of a run: scores on the original points of a split, deterministic.
+
+pointadapt evaluate runs/site-a --split test --tta 4
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pointadapt.data.loader import ScanDataset
+from pointadapt.data.scans import DataSet
+from pointadapt.errors import UserError
+from pointadapt.metrics import Absent, confusion_matrix, scores, sum_over_processes
+from pointadapt.predict import vote
+from pointadapt.run import Run, dataset_of, load_model, write_text
+
+
+def evaluate(
+    run: Run | Path | str,
+    split: str | None = None,
+    checkpoint: str = "best",
+    tta: int | None = None,
+    absent: Absent = "exclude",
+) -> dict[str, Any]:
+    """Score a trained run; returns what is also written to ``evaluation.json`` in its folder.
+
+    run     a Run or its folder
+    split   of its data set; default "test" where there is one, else "val"
+    tta     test-time views (0 = one pass per scan), default the run's
+    absent  what a class without any point counts: see metrics.scores
+    """
+    run = run if isinstance(run, Run) else Run.load(run)
+    dataset = DataSet.open(run.data)
+    split = split or ("test" if dataset.paths("test") else "val")
+    trained_on = dataset_of(run).names
+    if dataset.names != trained_on:
+        raise UserError(f"{run.data} lists other classes than {run.folder} was trained on: {', '.join(trained_on)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(run, dataset.names, checkpoint).to(device)
+    scans = ScanDataset(dataset, split, train=False, limit=run.tile, cache=run.cache)
+    views = run.tta if tta is None else tta
+    counts = confusion_of(model, scans, run, device, views)
+    result = {
+        "run": str(run.folder),
+        "split": split,
+        "checkpoint": checkpoint,
+        "tta": views,
+        "absent": absent,
+        "classes": dataset.names,
+        **scores(counts, absent).as_dict(),
+        "confusion": counts.tolist(),
+    }
+    write_text(run.folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def confusion_of(model: nn.Module, scans: ScanDataset, run: Run, device: torch.device, views: int = 0) -> Tensor:
+    """[classes, classes] counts over the original points of all scans, shared out over processes and summed up."""
+    classes = len(scans.dataset.names)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    for index in range(rank, len(scans), processes):
+        sample = scans[index]
+        found = vote(model, sample, scans.dataset.voxel, run, device, views).argmax(1)
+        counts += confusion_matrix(found, torch.from_numpy(sample["segment"]), classes)
+    return sum_over_processes(counts)

@@ -1,0 +1,176 @@
+"""Prediction: a scan of any size in, the same file with a class and a confidence per point out.
+
+pointadapt predict runs/site-a new_scan.laz --out new_scan_labelled.laz
+pointadapt predict runs/site-a new_scans/ --out labelled/
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pointadapt.data.io import SUPPORTED, is_scan, kind, read_scan, write_labels
+from pointadapt.data.loader import collate_batch
+from pointadapt.data.scan import Scan
+from pointadapt.data.scans import UP, DataSet
+from pointadapt.data.tiles import tiles
+from pointadapt.data.transforms import CenterShift, Compose, Sample, eval_transform, finish, fragments, tta_views
+from pointadapt.errors import UserError
+from pointadapt.run import Run, dataset_of, load_model
+
+#: Context around a tile's core in voxels.
+MARGIN = 25
+
+
+def predict(
+    run: Run | Path | str,
+    source: Path | str,
+    out: Path | str | None = None,
+    checkpoint: str = "best",
+    overwrite: bool = False,
+    tta: int | None = None,
+) -> list[Path]:
+    """Label one file, or every scan in a folder; returns the files written.
+
+    run    a Run or its folder
+    out    file, or folder for a folder. Default: beside the source, ``_labelled`` behind its name
+    tta    test-time views, default the run's (Run.tta)
+    Memory stays bounded: a scan is computed in tiles of at most ``Run.tile`` voxels. Raises UserError before anything
+    is computed when a target exists already; scans of a folder that cannot be read are named after all others are done.
+    """
+    run = run if isinstance(run, Run) else Run.load(run)
+    jobs = list_jobs(Path(source), Path(out) if out else None, overwrite)
+    dataset = dataset_of(run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(run, dataset.names, checkpoint).to(device)
+    views = run.tta if tta is None else tta
+    failed: list[str] = []
+    with progress_bar() as show:
+        for number, (scan, target) in enumerate(jobs, 1):
+            show(0, f"{scan.name} ({number}/{len(jobs)})")
+            try:
+                found, confidence = classify(model, dataset, read_scan(scan), run, device, views, show)
+                write_labels(scan, target, dataset.raw_ids[found], confidence)
+            except UserError as error:
+                if len(jobs) == 1:
+                    raise
+                failed.append(str(error))
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} scans were not labelled: {'; '.join(failed)}")
+    return [target for _, target in jobs]
+
+
+def list_jobs(source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
+    """(scan, target) pairs. Raises UserError when there is nothing to read, or a target must not be written."""
+    if not source.exists():
+        raise UserError(f"there is no scan {source}: check the path")
+    if source.is_dir() and not is_scan(source):
+        inside = sorted(file for file in source.iterdir() if not file.name.startswith("."))
+        scans = [file for file in inside if is_scan(file)]
+        if not scans:
+            raise UserError(f"{source} holds no scan; readable are {SUPPORTED}")
+        if others := [file.name for file in inside if file not in scans]:
+            print(f"left alone, no scans: {', '.join(others)}", file=sys.stderr)
+        out = out or source.with_name(f"{source.name}_labelled")
+        jobs = [(scan, out / scan.name) for scan in scans]
+    else:
+        jobs = [(source, out or source.with_name(f"{source.stem}_labelled{source.suffix}"))]
+    for scan, target in jobs:
+        if target.exists() and target.samefile(scan):
+            raise UserError(f"{target} is the scan itself: give --out another name, the input is never written to")
+        if kind(target) != kind(scan) and not scan.is_dir():
+            raise UserError(f"{target} has another format than {scan.name}: end its name with {scan.suffix}")
+        if target.is_dir() and not scan.is_dir():
+            raise UserError(f"{target} is a folder: give --out a file name")
+        if target.exists() and not overwrite:
+            raise UserError(f"{target} exists already: --overwrite replaces it")
+    return jobs
+
+
+def classify(
+    model: nn.Module,
+    dataset: DataSet,
+    scan: Scan,
+    run: Run,
+    device: torch.device,
+    views: int = 0,
+    show: Callable[[float, str | None], None] = lambda share, name: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(class index [N] int64, confidence [N] float32 = its mean probability) of a scan, tile by tile."""
+    size, done = len(scan), 0
+    found, confidence = np.zeros(size, np.int64), np.zeros(size, np.float32)
+    for rows, core in tiles(upright(scan, dataset), dataset.grid_size, run.tile, MARGIN * dataset.grid_size):
+        probability = vote(model, dataset.prepare(scan, rows), dataset.voxel, run, device, views)
+        best, index = probability[torch.from_numpy(core)].max(1)
+        found[rows[core]], confidence[rows[core]] = index.numpy(), best.numpy()
+        done += int(core.sum())
+        show(done / size, None)
+    return found, confidence
+
+
+def upright(scan: Scan, dataset: DataSet) -> np.ndarray:
+    """[N, 3] float32 coordinates from the scan's corner, z up: tiles are cut in x and y."""
+    corner = scan.coord.min(0)
+    return ((scan.coord - corner) @ UP[dataset.up].T).astype(np.float32)
+
+
+@torch.inference_mode()
+def vote(model: nn.Module, sample: Sample, voxel: float, run: Run, device: torch.device, views: int) -> Tensor:
+    """[N, classes] float32 on the CPU: class probabilities of every point of a sample small enough for one pass.
+
+    0 views: one point per voxel speaks for all in it. Otherwise the mean over the published test-time views, each
+    cut into fragments that together hold every point.
+    """
+    rng = np.random.default_rng(0)  # transforms want one; those of evaluation draw nothing
+    if views == 0:
+        sample = eval_transform(voxel)(sample, rng)
+        return probabilities(model, sample, voxel, run, device)[torch.from_numpy(sample["inverse"])]
+    centred = CenterShift()(sample, rng)
+    total: Tensor | None = None
+    last = Compose(finish())
+    for view in tta_views()[:views]:
+        for part in fragments(view(centred, rng), voxel, rng):
+            probability = probabilities(model, last(part, rng), voxel, run, device)
+            if total is None:
+                total = torch.zeros(len(sample["coord"]), probability.shape[1])
+            total.index_add_(0, torch.from_numpy(part["index"]), probability)
+    assert total is not None
+    return total / total.sum(1, keepdim=True)
+
+
+def probabilities(model: nn.Module, sample: Sample, voxel: float, run: Run, device: torch.device) -> Tensor:
+    """[M, classes] float32 on the CPU, softmax of one forward pass."""
+    point = collate_batch([sample], grid_size=voxel)["point"].to(device)
+    with autocast(run, device):
+        logits = model(point)
+    return logits.float().softmax(1).cpu()
+
+
+def autocast(run: Run, device: torch.device) -> AbstractContextManager:
+    """The precision of training also outside of it: adapters are float32 whatever the backbone is."""
+    precision = ("bf16" if device.type == "cuda" else "no") if run.precision == "auto" else run.precision
+    if precision == "no":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[float, str | None], None]]:
+    """Yields ``show(share done, name)``, a bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def show(share: float, name: str | None) -> None:
+            bar.update(task, completed=share, **({"description": name} if name else {}))
+
+        yield show

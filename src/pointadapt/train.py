@@ -1,0 +1,266 @@
+"""Training: one visible loop on accelerate, from a laptop's CPU to several machines.
+
+    pointadapt adapt scans/ --method gem                       # or: import pointadapt as pa; pa.train(pa.Run("scans"))
+    accelerate launch --num_processes 4 -m pointadapt adapt scans/
+
+Everything random depends on (seed, step, place in the batch) alone: data order, transforms, dropout, shuffled curves.
+So a killed run that resumes from its last state does exactly what the uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pointadapt.checkpoint import Log, Progress, check_folder, clear_folder, load_state, save
+from pointadapt.data.loader import ScanDataset, collate_batch
+from pointadapt.data.scans import DataSet
+from pointadapt.data.transforms import TRAIN_TRANSFORMS
+from pointadapt.errors import UserError
+from pointadapt.evaluate import confusion_of
+from pointadapt.metrics import scores
+from pointadapt.optim import make_optimizer, make_schedule, parameter_groups
+from pointadapt.run import Run, build_model, write_text
+
+LOG_EVERY = 10
+
+
+#: Random streams that share a seed.
+ORDER, CROP, MIX, MODEL = range(4)
+
+
+class Crops(Dataset):
+    """The training crops of one process: item ``i`` is the batch of its i-th forward pass since step 0.
+
+    Crop number k of the run (k = step * batch_size + place) is scan ``order[k]`` under the transform's draws for k,
+    where ``order`` strings together one permutation of the scans per epoch.
+    """
+
+    def __init__(self, run: Run, scans: ScanDataset, accelerator: Accelerator) -> None:
+        self.run, self.scans = run, scans
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        self.size = run.batch_size // (self.processes * run.grad_accum)
+        preset = scans.dataset.transform if run.transform == "auto" else run.transform
+        if preset not in TRAIN_TRANSFORMS:
+            raise UserError(f"transform {preset!r} is unknown: use auto or one of {', '.join(TRAIN_TRANSFORMS)}")
+        self.transform = TRAIN_TRANSFORMS[preset](scans.dataset.voxel, run.points)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        first = (index * self.processes + self.rank) * self.size
+        crops = [self.crop(number) for number in range(first, first + self.size)]
+        rng = np.random.default_rng([self.run.seed, MIX, first])
+        return collate_batch(crops, self.run.mix3d, rng, self.scans.dataset.voxel)
+
+    def crop(self, number: int) -> dict[str, Any]:
+        epoch, place = divmod(number, len(self.scans))
+        order = np.random.default_rng([self.run.seed, ORDER, epoch]).permutation(len(self.scans))
+        sample = self.scans[int(order[place])]
+        return self.transform(sample, np.random.default_rng([self.run.seed, CROP, number]))
+
+    def loader(self, start: int) -> DataLoader:
+        """Batches from optimiser step ``start`` to the end."""
+        passes = range(start * self.run.grad_accum, self.run.steps * self.run.grad_accum)
+        return DataLoader(self, batch_size=None, sampler=passes, num_workers=self.run.num_workers)
+
+
+def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Adapt a backbone as ``run`` says; returns scores, seconds, peak memory and parameter counts.
+
+    Writes into ``run.out``: run.json, adapter/best and adapter/last (peft folders), metrics.jsonl,
+    TensorBoard files, state/ and result.json. ``resume`` goes on from state/; without it an earlier run in the same
+    folder is refused, or removed with ``overwrite``. Raises UserError for anything the user can mend.
+    """
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    accelerator = make_accelerator(run)
+    out = run.folder
+    check_folder(run, resume, overwrite)
+    dataset = DataSet.open(run.data)
+    crops = Crops(run, ScanDataset(dataset, "train", seed=run.seed, cache=run.cache), accelerator)
+    held_out = None
+    if dataset.paths("val"):
+        held_out = ScanDataset(dataset, "val", train=False, limit=run.tile, cache=run.cache)
+
+    model = build_model(run, dataset.names)
+    task = model.get_base_model()
+    rates = {"lr": run.lr, "head_lr": run.head_lr, "backbone_lr": run.backbone_lr}
+    groups = parameter_groups(model, **rates, weight_decay=run.weight_decay, fresh=task.backbone.fresh)
+    check_trained(model, groups)
+    optimizer = make_optimizer(groups)
+    schedule = make_schedule(optimizer, run.steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    now = load_state(out, accelerator, model, optimizer, schedule) if resume else Progress()
+    if accelerator.is_main_process and not resume:
+        clear_folder(out)
+        run.save(dataset)
+    log = Log(out, now.step) if accelerator.is_main_process else None
+    started = time.perf_counter() - now.seconds
+    batches = iter(crops.loader(start=now.step))
+    with progress_bar(run, now, accelerator.is_main_process) as show:
+        while now.step < run.steps:
+            model.train()
+            for part in range(run.grad_accum):
+                batch = next(batches)
+                torch.manual_seed(model_seed(run, now.step, part, accelerator.process_index))
+                with accelerator.accumulate(model):
+                    logits = model(batch["point"].to(accelerator.device))
+                    loss = task.loss(logits, batch["segment"].to(accelerator.device))
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(optimizer_parameters(optimizer), run.clip)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                now.losses.append(loss.detach().float())
+            if not accelerator.optimizer_step_was_skipped:  # fp16 skips a step whose gradients overflow
+                schedule.step()
+            now.step += 1
+            now.seconds = time.perf_counter() - started
+
+            if now.step % LOG_EVERY == 0 or now.step == run.steps:
+                now.loss = mean_loss(now, accelerator)
+                if log:
+                    log.write(step=now.step, loss=now.loss, lr=max(schedule.get_last_lr()), seconds=now.seconds)
+            if now.step % run.eval_every == 0 or now.step == run.steps:
+                if held_out is not None:
+                    model.eval()
+                    counts = confusion_of(accelerator.unwrap_model(model), held_out, run, accelerator.device)
+                    now.scores = scores(counts).as_dict()
+                    if log:
+                        log.write(step=now.step, split="val", **now.scores, seconds=now.seconds)
+                save(out, accelerator, model, optimizer, schedule, now)
+            show(now)
+    if log:
+        log.close()
+    return finish(run, accelerator, model, now)
+
+
+def model_seed(run: Run, step: int, part: int, rank: int) -> int:
+    """Seed of dropout, drop path and shuffled curves for one forward pass."""
+    return int(np.random.SeedSequence([run.seed, MODEL, step, part, rank]).generate_state(1)[0])
+
+
+def make_accelerator(run: Run) -> Accelerator:
+    """CPU, GPU or processes, whatever ``accelerate launch`` or the machine offers."""
+    on_gpu = torch.cuda.is_available()
+    precision = ("bf16" if on_gpu else "no") if run.precision == "auto" else run.precision
+    if precision == "fp16" and not on_gpu:
+        raise UserError("precision fp16 needs a GPU: use bf16 or no")
+    AcceleratorState._reset_state()  # one process may train several runs, of different precision
+    GradientState._reset_state()
+    accelerator = Accelerator(
+        cpu=not on_gpu,
+        mixed_precision=precision,
+        gradient_accumulation_steps=run.grad_accum,
+        # a method may leave a parameter out of a pass (a gate that is closed, a token nobody reads any more)
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    parts = accelerator.num_processes * run.grad_accum
+    if run.batch_size % parts:
+        raise UserError(
+            f"batch_size {run.batch_size} cannot be split into equal parts for {accelerator.num_processes} processes "
+            f"and grad_accum {run.grad_accum}: choose a multiple of {parts}"
+        )
+    return accelerator
+
+
+def check_trained(model: nn.Module, groups: list[dict]) -> None:
+    """The head is trained; the optimiser holds all that requires gradients, once, and nothing that is frozen."""
+    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+    held = [id(p) for group in groups for p in group["params"]]
+    if not any(group["name"].startswith("head") for group in groups):
+        raise RuntimeError("the head is not trainable: the method's modules_to_save lacks it")
+    if len(held) != len(set(held)) or set(held) != wanted:
+        raise RuntimeError("the optimiser's parameters are not exactly the trainable ones")
+
+
+def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def mean_loss(now: Progress, accelerator: Accelerator) -> float:
+    """Mean over the passes since the last call and over processes. Raises UserError when training diverged."""
+    value = float(accelerator.reduce(torch.stack(now.losses).mean(), "mean"))
+    now.losses.clear()
+    if not math.isfinite(value):
+        raise UserError(f"the loss is {value} at step {now.step}: lower lr and head_lr, or use precision no")
+    return value
+
+
+@contextmanager
+def progress_bar(run: Run, now: Progress, shown: bool) -> Iterator[Any]:
+    """Yields ``show(now)``: a bar with loss, last and best score, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task(run.method, total=run.steps, completed=now.step)
+
+        def show(now: Progress) -> None:
+            text = f"{run.method}  loss {now.loss:.3f}"
+            if now.scores and now.best:
+                text += f"  mIoU {100 * now.scores['miou']:.1f} (best {100 * now.best['miou']:.1f})"
+            bar.update(task, completed=now.step, description=text)
+
+        yield show
+
+
+def finish(run: Run, accelerator: Accelerator, model: nn.Module, now: Progress) -> dict[str, Any]:
+    """The result, also written to result.json."""
+    bare = accelerator.unwrap_model(model)
+    result = {
+        "out": str(run.folder),
+        "steps": now.step,
+        "loss": now.loss,
+        "val": now.best,
+        "best_step": now.best_step,
+        "last": now.scores,
+        "seconds": now.seconds,
+        "peak_memory": peak_memory(accelerator.device),
+        "parameters": count_parameters(bare),
+        "processes": accelerator.num_processes,
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    if accelerator.is_main_process:
+        write_text(run.folder / "result.json", json.dumps(result, indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    return result
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Numbers of weights: of the network, trained with and without the head. peft's frozen copy of the head is none."""
+    real = {n: p for n, p in model.named_parameters() if ".original_module." not in n}
+    trained = {n: p.numel() for n, p in real.items() if p.requires_grad}
+    head = sum(size for name, size in trained.items() if ".head.modules_to_save." in name)
+    total = sum(p.numel() for p in real.values())
+    return {"total": total, "trained": sum(trained.values()), "trained_without_head": sum(trained.values()) - head}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: CUDA's largest allocation, or the process's largest resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset
+    import resource
+
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
