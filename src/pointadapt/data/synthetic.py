@@ -415,6 +415,7 @@ def write_rooms(
         "splits": {split: files for split, files in splits.items() if files},
         "label_field": "label",
         "grid_size": grid_size,
+        "scale": 0.02 / grid_size,  # backbones know voxels of 0.02
     }
     target = folder / "dataset.yaml"
     part = target.with_name("dataset.yaml.part")
