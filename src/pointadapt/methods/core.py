@@ -1,0 +1,574 @@
+"""The glue between this package's methods and Hugging Face peft; the only file that knows peft.
+
+A method is a config under ``@peft_method("name")`` that makes its adapters, and adapters that are plain modules:
+
+    @peft_method("scaled")
+    @dataclass
+    class ScaledConfig(AdapterConfig):
+        target_modules: list[str] = field(default_factory=lambda: ["ffn"])
+
+        def adapter(self, frozen, site, shared):
+            return Scale(width(frozen))          # an Adapter: forward(base, point) -> what stands in for base(point)
+
+What peft's defaults get wrong for adapters with inner modules, and what is therefore done here instead, is in
+the comments; every override is held by the contract suite (tests/contracts.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import Field, dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import peft
+import torch
+from peft import PeftConfig, PeftModel, PeftType
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import register_peft_method
+from peft.utils.integrations import init_empty_weights
+from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
+from torch import Tensor, nn
+
+from pointadapt.errors import UserError
+from pointadapt.methods.sites import (
+    Site,
+    bare,
+    below,
+    check_names,
+    find_sites,
+    in_decoder,
+    leaves,
+    matches,
+    plain_modules,
+    trained_parts,
+)
+
+#: Method name -> config class; each file of this folder adds its own.
+METHODS: dict[str, type[PeftConfig]] = {}
+
+
+class Adapter(nn.Module):
+    """What stands beside (or around) a frozen module.
+
+    ``forward(base, *args)`` calls ``base(*args)``, the frozen module with any adapter below this one, and returns
+    what should stand in for its result. State of one forward pass goes into ``Point.extra``, never on the module.
+    """
+
+    #: The adapter's name in the model ("default"), a key for state in ``Point.extra``; set when it is put in place.
+    adapter_name: str = "default"
+
+    def deltas(self, frozen: nn.Module) -> dict[str, Tensor] | None:
+        """Parameter name of ``frozen`` -> what to add to it so that this adapter can go; None: cannot be merged."""
+        return None
+
+
+class Shared:
+    """Reference to the module that all adapters of one name share.
+
+    A plain object, so that the module is registered (and saved) once, on the tuner; deepcopy and pickle keep it.
+    """
+
+    def __init__(self, store: nn.ModuleDict, adapter_name: str) -> None:
+        self.store, self.adapter_name = store, adapter_name
+
+    def __call__(self) -> Any:
+        return self.store[self.adapter_name]
+
+
+class Recorded(PeftConfig):
+    """Mixin for configs: the backbone's name goes into adapter_config.json, without peft asking the hub about it.
+
+    peft looks for ``<base_model_name_or_path>/config.json`` on the hub whenever it saves and the name is known
+    beforehand. It also fills the name in at the end of saving; so the name is kept only for the file.
+    """
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        self.base_model_name_or_path = None
+
+
+@dataclass
+class AdapterConfig(Recorded):
+    """What every method of this package can be told."""
+
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Slots of the backbone that get an adapter (cpe, attn, ffn, ...), or regular expressions matched "
+            "against the end of module names. Default: the method's own."
+        },
+    )
+    targets: str = field(default="encoder", metadata={"help": "encoder: leave decoder blocks alone; all: adapt them."})
+    stages: list[int] | None = field(
+        default=None, metadata={"help": "Only these stages, counted from 0 at full resolution. Default: all."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Modules to train in full and to save with the adapter. Default: the head, and parts of the "
+            "backbone that no checkpoint filled."
+        },
+    )
+
+    #: Name given by peft_method; children of the backbone that the method trains in full; slots if none are asked for.
+    method: ClassVar[str]
+    trains: ClassVar[tuple[str, ...]] = ()
+    default_targets: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType(self.method.upper())
+        one_of("targets", self.targets, ("encoder", "all"))
+        if self.target_modules is None:
+            self.target_modules = list(self.default_targets)
+        elif isinstance(self.target_modules, str):
+            self.target_modules = [self.target_modules]
+
+    def slot_of(self, name: str, module: nn.Module, slots: dict[str, str]) -> str | None:
+        """The entry of ``target_modules`` that a module of the encoder (or decoder) matches, or None."""
+        return next((slot for slot in self.target_modules or () if matches(name, slot, slots)), None)
+
+    def shared(self, sites: list[Site]) -> nn.Module | None:
+        """What exists once per adapter, not once per site."""
+        return None
+
+    def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
+        raise NotImplementedError(f"{type(self).__name__} makes no adapters")
+
+
+def one_of(name: str, value: Any, allowed: tuple) -> None:
+    """Raise UserError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise UserError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def at_least(low: float, **values: float | None) -> None:
+    """Raise UserError for a value below ``low``; None passes."""
+    for name, value in values.items():
+        if value is not None and value < low:
+            raise UserError(f"{name} must be at least {low}, not {value!r}")
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """Takes the place of a frozen module: ``base_layer`` and, under ``<method>_adapter``, its adapters by name."""
+
+    def __init__(self, base_layer: nn.Module, prefix: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.slot = f"{prefix}adapter"  # peft looks for the prefix in keys
+        self.adapter_layer_names = (self.slot,)
+        setattr(self, self.slot, nn.ModuleDict())
+        self._disable_adapters = False
+        self._active_adapter: list[str] = []
+        self.merged_adapters: list[str] = []
+        self.unmerged: dict[str, Tensor] = {}
+
+    @property
+    def adapters(self) -> nn.ModuleDict:
+        return self._modules[self.slot]  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the frozen module (``channels``, ``in_features``) stay readable."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call: Callable = self.base_layer
+        if not self.disable_adapters:
+            for name in self.active_adapters:
+                if name in self.adapters and name not in self.merged_adapters:
+                    call = partial(self.adapters[name], call)  # an onion: each adapter calls the one below
+        return call(*args, **kwargs)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' deltas to the frozen parameters; the originals are kept for :meth:`unmerge`."""
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.adapters:
+                continue
+            for parameter_name, delta in (cast(Adapter, self.adapters[name]).deltas(self.base_layer) or {}).items():
+                parameter = self.base_layer.get_parameter(parameter_name)
+                merged = parameter.detach() + delta.to(parameter)
+                if safe_merge and not torch.isfinite(merged).all():
+                    raise ValueError(f"adapter {name!r} holds NaN or infinite values; not merged")
+                self.unmerged.setdefault(parameter_name, parameter.detach().clone())
+                parameter.data.copy_(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put the original frozen parameters back, bit by bit."""
+        for name, original in self.unmerged.items():
+            self.base_layer.get_parameter(name).data.copy_(original)
+        self.unmerged, self.merged_adapters = {}, []
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # peft's version reads base_layer.weight, which a branch does not have, and casts to its type.
+        if adapter_name in self.adapters:
+            move(self.adapters[adapter_name], device or device_of(self.base_layer))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def move(module: nn.Module, device: torch.device) -> nn.Module:
+    """To ``device``, unless the module is still without values (meta)."""
+    return module if any(p.is_meta for p in module.parameters()) else module.to(device)
+
+
+class Tuner(BaseTuner):
+    """Puts ``config.adapter(...)`` at every site and holds ``config.shared()`` once per adapter name."""
+
+    prefix: str
+    tuner_layer_cls = AdapterLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (peft's own attribute)
+    uses_shared_state = True
+
+    @property
+    def store(self) -> nn.ModuleDict:
+        """What adapters share, by adapter name; peft saves and loads it like VeRA's projections."""
+        key = f"{self.prefix}shared"
+        if key not in self._modules:
+            self.add_module(key, nn.ModuleDict())
+        return self._modules[key]  # type: ignore[return-value]
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Build all adapters, then put them in place, inner modules before outer ones.
+
+        peft's own loop goes parents first and skips what lies below a wrapped module, so that ``attn`` and
+        ``attn.qkv`` could not both be adapted. Nothing is changed in the model when a check or a config fails.
+        Raises UserError for targets that do not exist and for adapter names that would lose weights on save.
+        """
+        if state_dict is not None:
+            raise NotImplementedError(f"{type(self).__name__} finds its targets by its config, not by a state dict")
+        config: AdapterConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        config.base_model_name_or_path = None  # see Recorded
+        modules = plain_modules(model)
+        others = [c.modules_to_save for name, c in self.peft_config.items() if name != adapter_name]
+        if config.modules_to_save is None and any(others):  # a further adapter brings a head of its own, too
+            config.modules_to_save = list(next(filter(None, others)))
+        elif config.modules_to_save is None and not config.target_modules:
+            config.modules_to_save = trained_parts(model, config.trains)
+        config.modules_to_save = leaves(modules, config.modules_to_save or []) or None
+        sites = find_sites(model, modules, config)
+        context: Any = init_empty_weights if low_cpu_mem_usage else nullcontext
+        with context():
+            shared = config.shared(sites)
+            reference = Shared(self.store, adapter_name)
+            built = [(site, config.adapter(bare(modules[site.name]), site, reference)) for site in sites]
+        check_names(adapter_name, self.prefix, modules, [a for _, a in built])
+
+        is_first = not any(isinstance(m, AdapterLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+        trainable = [] if is_first else [(p, p.requires_grad) for p in self.parameters()]
+        if shared is not None:
+            self.store[adapter_name] = move(shared, device_of(model))
+        for site, adapter in sorted(built, key=lambda pair: -pair[0].name.count(".")):
+            parent, _, child = site.name.rpartition(".")
+            self._create_and_replace(
+                config, adapter_name, modules[site.name], child, modules[parent], site.name, adapter=adapter
+            )
+        self.targeted_module_names += [s.name for s in sites if s.name not in self.targeted_module_names]
+
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self._mark_only_adapters_as_trainable(model)
+        set_additional_trainable_modules(
+            model=model,
+            peft_config=config,
+            model_config=BaseTuner.get_model_config(self),
+            adapter_name=adapter_name,
+            activate_adapter=adapter_name in self.active_adapters,
+        )
+        for parameter, requires_grad in trainable:  # a further adapter changes nothing about those present
+            parameter.requires_grad = requires_grad
+        keep_still(model)
+
+    def _create_and_replace(
+        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None, adapter=None
+    ) -> None:
+        layer = target
+        if not isinstance(target, AdapterLayer):
+            layer = AdapterLayer(target, self.prefix)
+            layer.train(target.training)
+            setattr(bare(parent), target_name, layer)
+        adapter.adapter_name = adapter_name
+        layer.adapters[adapter_name] = move(adapter, device_of(layer.base_layer)).train(layer.training)
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        return peft_config
+
+    def train(self, mode: bool = True) -> Tuner:
+        super().train(mode)
+        keep_still(self.model)
+        return self
+
+    # ------------------------------------------------------------------ shared modules follow their adapter
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        active = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        for name, shared in self.store.items():
+            shared.requires_grad_(name in active and not inference_mode)
+
+    def set_requires_grad(self, adapter_names, requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            if name in self.store:
+                self.store[name].requires_grad_(requires_grad)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        for name, shared in self.store.items():
+            shared.requires_grad_(enabled and name in self.active_adapters)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete one adapter; if it was the only active one, the first of the others takes over (with a warning).
+
+        peft finds the adapter that stays active by asking a tuner layer, and deactivates the head of methods
+        without any (linear probe, full fine-tuning).
+        """
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name} does not exist")
+        if any(adapter_name in layer.merged_adapters for layer in self.layers()):
+            raise ValueError(f"Adapter {adapter_name} is merged: unmerge it before deleting it")
+        del self.peft_config[adapter_name]
+        was_active = adapter_name in self.active_adapters
+        active = [name for name in self.active_adapters if name != adapter_name]
+        if not active and self.peft_config:
+            active = sorted(self.peft_config)[:1]
+            warnings.warn(f"Adapter {adapter_name} was active and is deleted; {active[0]} is active now.", stacklevel=3)
+        if was_active and active:
+            self.set_adapter(active)
+        for layer in self.layers():
+            layer.delete_adapter(adapter_name)
+        for module in self.model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                module.delete_adapter(adapter_name, new_active_adapters=active)
+        if adapter_name in self.store:
+            del self.store[adapter_name]
+        self.active_adapter = active
+
+    def layers(self) -> Iterator[AdapterLayer]:
+        return (m for m in self.model.modules() if isinstance(m, AdapterLayer))
+
+    # ------------------------------------------------------------------ leaving peft again
+
+    def _check_merge_allowed(self) -> None:
+        """All or nothing: ask every adapter before the first weight is touched."""
+        for layer in self.layers():
+            for adapter in layer.adapters.values():
+                if cast(Adapter, adapter).deltas(layer.base_layer) is None:
+                    raise NotImplementedError(
+                        f"{type(adapter).__name__} cannot be merged into the frozen weights: its output is not a "
+                        "linear function of what one frozen module sees. Keep the adapter, or unload() to drop it."
+                    )
+
+    def _unload_and_optionally_merge(  # type: ignore[override]  # peft's annotation says None
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        # peft's version copies .weight onto whatever it unwraps, and does not look inside wrapped modules.
+        if merge:
+            self._check_merge_allowed()
+        for name, module in reversed(list(self.model.named_modules())):  # inner modules first
+            parent, _, child = name.rpartition(".")
+            if isinstance(module, AdapterLayer):
+                if merge:
+                    module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                setattr(self.model.get_submodule(parent), child, module.base_layer)
+            elif isinstance(module, AuxiliaryTrainingWrapper):
+                trained = module.unload_and_optionally_merge_module(merge, safe_merge, adapter_names)
+                setattr(self.model.get_submodule(parent), child, trained)
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        return self.model
+
+    # ------------------------------------------------------------------ keys in files
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # peft removes the name only from the last or last but one place of a key.
+        return re.sub(rf"(\.{cls.prefix}(?:adapter|shared))\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key, count=1)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict) -> dict[str, Tensor]:
+        """As peft, but a file that lacks tensors, or has others, is an error and not a warning."""
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        known = set(model.state_dict())
+        own = rf"\.{cls.prefix}(adapter|shared)\.{re.escape(adapter_name)}(\.|$)"
+        missing = sorted(k for k in known if re.search(own, k) and k not in remapped)
+        unknown = sorted(set(remapped) - known)
+        if missing or unknown:
+            raise UserError(
+                f"the adapter file does not fit this model: {len(missing)} tensors missing"
+                f"{f' (first {missing[0]})' if missing else ''}, {len(unknown)} unknown"
+                f"{f' (first {unknown[0]})' if unknown else ''}; load it onto the backbone it was trained on"
+            )
+        return remapped
+
+
+def keep_still(model: nn.Module) -> None:
+    """Put BatchNorm whose weights are all frozen into eval mode: its statistics are in no adapter file."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+            p.requires_grad for p in module.parameters()
+        ):
+            module.eval()
+
+
+def register_peft_type(name: str) -> PeftType:
+    """Add a member to peft's closed enum of methods; peft has no third-party door (peft issue 2273)."""
+    if name not in PeftType.__members__:
+        member = str.__new__(PeftType, name)
+        member._name_ = member._value_ = name
+        member.__objclass__ = PeftType  # type: ignore[attr-defined]
+        member._sort_order_ = len(PeftType.__members__)  # type: ignore[attr-defined]
+        type.__setattr__(PeftType, name, member)
+        PeftType._member_names_.append(name)
+        PeftType._member_map_[name] = member
+        PeftType._value2member_map_[name] = member
+    return PeftType(name)
+
+
+def peft_method(name: str) -> Callable[[type], type]:
+    """Class decorator: make the config's method known to peft as ``name`` (upper case in adapter_config.json)."""
+
+    def register(config_cls: type) -> type:
+        config_cls.method = name  # type: ignore[attr-defined]
+        module = sys.modules[config_cls.__module__]
+        tuner = type(f"{config_cls.__name__}Tuner", (Tuner,), {"prefix": f"{name}_", "__module__": module.__name__})
+        setattr(module, tuner.__name__, tuner)  # so that models can be pickled
+        register_peft_type(name.upper())
+        register_peft_method(name=name, config_cls=config_cls, model_cls=tuner)
+        return config_cls
+
+    return register
+
+
+def as_in_lora(name: str, help: str, **default: Any) -> Any:
+    """A field of peft's LoraConfig with another default or text; peft marks variants in the field's metadata."""
+    original = peft.LoraConfig.__dataclass_fields__[name]
+    return field(**(default or {"default": original.default}), metadata={**original.metadata, "help": help})
+
+
+@dataclass
+class LoraConfig(Recorded, peft.LoraConfig):
+    """peft's LoRA (or DoRA) with defaults for point backbones: the public recipe of Concerto, r=8 on fused qkv.
+
+    ``adapt`` resolves slot names in ``target_modules`` ("qkv", "proj", "fc1", "fc2") and keeps to the encoder; given
+    straight to ``peft.get_peft_model`` they are plain name suffixes. GEM's baseline of 1.83 M parameters is r=64.
+    """
+
+    r: int = as_in_lora("r", "Rank of the update.", default=8)
+    lora_alpha: int = as_in_lora("lora_alpha", "The update is scaled by alpha / rank.", default=16)
+    lora_dropout: float = as_in_lora("lora_dropout", "Dropout on the update's input.", default=0.1)
+    use_dora: bool = as_in_lora("use_dora", "DoRA: learn the magnitude of each weight row as well.")
+    use_rslora: bool = as_in_lora("use_rslora", "Scale by alpha / sqrt(rank) instead.")
+    target_modules: list[str] | str | None = as_in_lora(
+        "target_modules", "Slots (qkv, proj, fc1, fc2) or module names to adapt.", default_factory=lambda: ["qkv"]
+    )
+    targets: str = field(default="encoder", metadata={"help": "encoder: leave decoder blocks alone; all: adapt them."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("targets", self.targets, ("encoder", "all"))
+
+    def to_dict(self) -> dict:
+        """Without ``targets``: by then it is part of ``target_modules``, and peft itself does not know it."""
+        return {k: v for k, v in super().to_dict().items() if k != "targets"}
+
+
+METHODS["lora"] = LoraConfig
+
+
+def options(config_cls: type) -> list[Field]:
+    """The fields of a method's config that a user sets, each with ``metadata["help"]``; peft's own are left out."""
+    own = {
+        name
+        for c in config_cls.__mro__
+        if c.__module__.startswith("pointadapt.")
+        for name in vars(c).get("__annotations__", {})
+    }
+    return [f for f in fields(config_cls) if f.name in own and "help" in f.metadata]
+
+
+def resolve(model: nn.Module, modules: dict[str, nn.Module], config: Any) -> None:
+    """Replace slot names in a peft config's ``target_modules`` by the full names of the modules they stand for."""
+    wanted = getattr(config, "target_modules", None)
+    slots = getattr(getattr(model, "backbone", model), "slots", {})
+    if isinstance(wanted, str) or not wanted or not set(wanted) & set(slots):
+        return
+    found = [
+        name
+        for name in modules
+        if any(matches(name, slot, slots) for slot in wanted)
+        and not (getattr(config, "targets", "all") == "encoder" and in_decoder(name))
+        and not below(name, config.modules_to_save or ())
+    ]
+    if not found:
+        raise UserError(f"no module of the backbone matches target_modules={sorted(wanted)}; slots: {', '.join(slots)}")
+    config.target_modules = found
+
+
+def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftModel:
+    """``peft.get_peft_model`` for a task model: frozen backbone + adapters + trained head.
+
+    model   a task model (``.backbone``, ``.head``), changed in place, or a bare backbone
+    config  one of METHODS, or any peft config; slot names in its ``target_modules`` are resolved. It is copied.
+    Fresh parts of the backbone (a decoder that no checkpoint filled) are trained in full as well.
+    Raises UserError when nothing matches the targets, or the head would stay frozen.
+    """
+    if isinstance(model, PeftModel):
+        raise UserError("this model is adapted already: add a further adapter with model.add_adapter(name, config)")
+    config = copy.deepcopy(config)
+    modules = plain_modules(model)
+    if config.modules_to_save is None:
+        config.modules_to_save = trained_parts(model, getattr(config, "trains", ()))
+    config.modules_to_save = leaves(modules, config.modules_to_save) or None
+    if not isinstance(config, AdapterConfig):
+        resolve(model, modules, config)
+        check_names(adapter_name, f"{config.peft_type.lower()}_", modules, [])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*should not be contained in the prefix.*")
+        adapted = peft.get_peft_model(model, config, adapter_name=adapter_name)
+    config.base_model_name_or_path = None  # see Recorded
+    keep_still(model)
+    head = getattr(model, "head", None)
+    if isinstance(head, nn.Module) and not any(p.requires_grad for p in head.parameters()):
+        raise UserError(f"the head is not trained: put 'head' into modules_to_save (it is {config.modules_to_save})")
+    return adapted
+
+
+def load_adapted(
+    model: nn.Module, folder: str | os.PathLike, adapter_name: str = "default", trainable: bool = False
+) -> PeftModel:
+    """``PeftModel.from_pretrained`` on a plain model, with this package's methods known to peft.
+
+    Raises UserError when the folder holds no adapter, or one of another backbone or class list.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise UserError(f"{folder} holds no adapter: {name} is missing; give the folder that save_pretrained wrote")
+    adapted = PeftModel.from_pretrained(model, os.fspath(folder), adapter_name=adapter_name, is_trainable=trainable)
+    adapted.peft_config[adapter_name].base_model_name_or_path = None  # see Recorded
+    keep_still(adapted)
+    return adapted

@@ -1,0 +1,225 @@
+"""GEM, the Geometry Encoding Mixer: spatial adapters beside the position encoding, context adapters beside attention.
+
+Tang, Chen, Tao: On Geometry-Enhanced Parameter-Efficient Fine-Tuning for 3D Scene Segmentation. NeurIPS 2025,
+arXiv 2505.22444. Facts and open points: specs/gem.md. Adapters are not mergeable: they always cost latency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointadapt.methods.adapters import ACTIVATIONS
+from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
+from pointadapt.methods.sites import Site, width
+from pointadapt.ops.sparse_conv import neighbors, subm_conv
+from pointadapt.point import Point
+
+
+@peft_method("gem")
+@dataclass
+class GEMConfig(AdapterConfig):
+    """Defaults: r=32, m=4, one latent state for the whole network; 1,815,152 parameters on Sonata-base.
+
+    ``share="kv"`` (keys = values in the reading step) is our reading of the published count of 1.8 M; ``"none"`` with
+    ``up_bias=False`` is the paper's literal formula, 2,036,864. With ``num_latents=1`` the softmax over latents is 1
+    and the context adapter adds one vector per scene.
+    """
+
+    rank: int = field(default=32, metadata={"help": "Width r of both bottlenecks."})
+    rank_sa: int | None = field(default=None, metadata={"help": "Width of the spatial adapters alone."})
+    rank_ca: int | None = field(default=None, metadata={"help": "Width of the context adapters and latents alone."})
+    num_latents: int = field(default=4, metadata={"help": "Latent tokens m that carry scene context."})
+    share: Literal["kv", "qk", "none"] = field(
+        default="kv", metadata={"help": "Which two of the query, key and value projections are one: kv, qk or none."}
+    )
+    latent_sharing: Literal["global", "stage", "block"] = field(
+        default="global", metadata={"help": "Learned latents per network, per stage or per block."}
+    )
+    latent_update: bool = field(default=True, metadata={"help": "Hand L + L_c on to the next block, not L."})
+    latent_init_std: float = field(
+        default=1.0, metadata={"help": "Spread of the learned latents at the start; 0.02 makes all of them alike."}
+    )
+    norm_latents: bool = field(default=False, metadata={"help": "Layer-normalise the latents before they read."})
+    step2: Literal["read", "updated"] = field(
+        default="read", metadata={"help": "Points attend to L_c (read) or to L + L_c (updated)."}
+    )
+    step2_norm: Literal["latents", "points", "sigmoid"] = field(
+        default="latents", metadata={"help": "What the second attention sums to one over; sigmoid: nothing."}
+    )
+    ca_scale: Literal["rsqrt", "none"] = field(
+        default="rsqrt", metadata={"help": "Scale attention logits by 1 / sqrt(r), or not."}
+    )
+    context_slot: Literal["attn", "mix"] = field(
+        default="attn",
+        metadata={
+            "help": "Context adapter beside attn (normed input, inside layer scale and drop path) or beside mix "
+            "(the block's own features, outside of both)."
+        },
+    )
+    use_sa: bool = field(default=True, metadata={"help": "Insert spatial adapters."})
+    use_ca: bool = field(default=True, metadata={"help": "Insert context adapters."})
+    kernel_size: int = field(default=3, metadata={"help": "Edge of the spatial adapter's cube of voxels, odd."})
+    sa_act: Literal["relu", "gelu", "none"] = field(
+        default="relu", metadata={"help": "Nonlinearity after the sum over neighbours."}
+    )
+    up_bias: bool = field(default=True, metadata={"help": "Bias on the context adapter's up projection."})
+    sa_bias: bool = field(default=False, metadata={"help": "Biases in the spatial adapter."})
+    alpha: float = field(default=1.0, metadata={"help": "Factor on every adapter's output."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout before the up projections."})
+    init: Literal["zero", "small"] = field(
+        default="zero", metadata={"help": "Up projections start at zero (exact identity) or at std 1e-3."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.target_modules is None:
+            self.target_modules = ["cpe"] * self.use_sa + [self.context_slot] * self.use_ca
+        super().__post_init__()
+        at_least(1, rank=self.rank, rank_sa=self.rank_sa, rank_ca=self.rank_ca, num_latents=self.num_latents)
+        one_of("share", self.share, ("kv", "qk", "none"))
+        one_of("latent_sharing", self.latent_sharing, ("global", "stage", "block"))
+        one_of("step2", self.step2, ("read", "updated"))
+        one_of("step2_norm", self.step2_norm, ("latents", "points", "sigmoid"))
+        one_of("ca_scale", self.ca_scale, ("rsqrt", "none"))
+        one_of("context_slot", self.context_slot, ("attn", "mix"))
+        one_of("sa_act", self.sa_act, tuple(ACTIVATIONS))
+        one_of("init", self.init, ("zero", "small"))
+        one_of("kernel_size % 2", self.kernel_size % 2, (1,))
+
+    def shared(self, sites: list[Site]) -> nn.Module | None:
+        readers = [s for s in sites if not is_spatial(s)]
+        if not readers or self.latent_sharing == "block":
+            return None
+        keys = ["start"] if self.latent_sharing == "global" else [bank_of(s) for s in readers if s.first_in_stage]
+        return nn.ParameterDict({key: new_latents(self) for key in keys})
+
+    def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
+        if is_spatial(site):
+            return SpatialAdapter(width(frozen), self)
+        return ContextAdapter(width(frozen), self, site, shared)
+
+
+METHODS["gem"] = GEMConfig
+
+
+def is_spatial(site: Site) -> bool:
+    return site.name.endswith("cpe")
+
+
+def bank_of(site: Site) -> str:
+    return f"stage{site.stage}"
+
+
+def new_latents(config: GEMConfig) -> nn.Parameter:
+    """[L, R]: a learned start of the latent state."""
+    return nn.Parameter(torch.randn(config.num_latents, config.rank_ca or config.rank) * config.latent_init_std)
+
+
+def start_up(up: nn.Linear, init: str) -> nn.Linear:
+    """Initialise an up projection: zero makes the adapter an exact identity."""
+    if init == "zero":
+        nn.init.zeros_(up.weight)
+    else:
+        nn.init.normal_(up.weight, std=1e-3)
+    if up.bias is not None:
+        nn.init.zeros_(up.bias)
+    return up
+
+
+class SpatialAdapter(Adapter):
+    """SA(x) = W_up act( sum over the occupied k^3 cells of W_loc[d] W_down x_d ), added to the position encoding.
+
+    It reads the block's own features and uses the neighbour map that the frozen convolution has made.
+    """
+
+    def __init__(self, channels: int, config: GEMConfig) -> None:
+        super().__init__()
+        rank, cube = config.rank_sa or config.rank, (config.kernel_size,) * 3
+        self.kernel_size, self.alpha = config.kernel_size, config.alpha
+        self.down = nn.Linear(channels, rank, bias=config.sa_bias)
+        self.weight = nn.Parameter(torch.empty(rank, *cube, rank))  # W_loc [R, k, k, k, R]
+        self.bias = nn.Parameter(torch.zeros(rank)) if config.sa_bias else None
+        self.act = ACTIVATIONS[config.sa_act]()
+        self.dropout = nn.Dropout(config.dropout)
+        self.up = start_up(nn.Linear(rank, channels, bias=config.sa_bias), config.init)
+        # A scanned surface fills about k^2 of the k^3 cells: that is the fan-in for unit gain.
+        nn.init.trunc_normal_(self.weight, std=(config.kernel_size**2 * rank) ** -0.5)
+
+    def forward(self, base, point: Point) -> Point:
+        out = base(point)
+        hidden = subm_conv(self.down(point.feat), self.weight, self.bias, neighbors(point, self.kernel_size))
+        return out.but(feat=out.feat + self.alpha * self.up(self.dropout(self.act(hidden))))
+
+
+class ContextAdapter(Adapter):
+    """CA(a): latents read the scene, then the points read the latents; the state goes on to the next block.
+
+        L_c = softmax_points(L K^T / tau) V          [L, R] per scene
+        CA  = softmax_latents(Q L_c^T / tau) L_c W_up  [N, C]
+        L  <- L + L_c
+
+    The state travels in ``Point.extra`` and starts anew at the first block of its bank, so nothing is left over
+    from one forward pass to the next. It is read scene by scene: nothing of size N x L x R is ever made.
+    """
+
+    def __init__(self, channels: int, config: GEMConfig, site: Site, shared: Shared) -> None:
+        super().__init__()
+        rank = config.rank_ca or config.rank
+        self.rank, self.share, self.alpha = rank, config.share, config.alpha
+        self.scale = rank**-0.5 if config.ca_scale == "rsqrt" else 1.0
+        self.update, self.norm_latents = config.latent_update, config.norm_latents
+        self.step2, self.step2_norm = config.step2, config.step2_norm
+        self.starts = {"global": site.first, "stage": site.first_in_stage, "block": True}[config.latent_sharing]
+        self.bank = "start" if config.latent_sharing == "global" else bank_of(site)
+        self.shared = shared
+        self.latents = new_latents(config) if config.latent_sharing == "block" else None
+        # W_Q, W_K (and W_V) in one matrix product
+        self.read = nn.Linear(channels, rank * (3 if config.share == "none" else 2), bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.up = start_up(nn.Linear(rank, channels, bias=config.up_bias), config.init)
+
+    def forward(self, base, point: Point) -> Point:
+        key = f"gem.{self.adapter_name}"
+        state = None if self.starts else point.extra.get(key)
+        if state is None:
+            start = self.shared()[self.bank] if self.latents is None else self.latents
+            state = start.expand(point.num_clouds, -1, -1)  # [B, L, R]
+        out = base(point)
+        context, read = self.attend(point.feat, point.counts, state)
+        state = state + read if self.update else state
+        feat = out.feat + self.alpha * self.up(self.dropout(context))
+        return out.but(feat=feat, extra={**out.extra, key: state})
+
+    def attend(self, feat: Tensor, counts: list[int], state: Tensor) -> tuple[Tensor, Tensor]:
+        """(context [N, R], L_c [B, L, R]) of features [N, C] in scenes of ``counts`` points with state [B, L, R]."""
+        parts = self.read(feat).split(self.rank, 1)
+        query, key = (parts[0], parts[0]) if self.share == "qk" else parts[:2]
+        value = parts[-1]
+        if self.norm_latents:
+            state = F.layer_norm(state, (self.rank,))
+        contexts, reads = [], []
+        scenes = zip(query.split(counts), key.split(counts), value.split(counts), state, strict=True)
+        for q, k, v, latents in scenes:
+            latents = latents.to(q.dtype)
+            if len(q) == 0:  # an empty scene: nothing to read, the state stays
+                contexts.append(q)
+                reads.append(torch.zeros_like(latents))
+                continue
+            read = self.softmax(latents @ k.T, 1) @ v  # L_c [L, R]
+            source = latents + read if self.step2 == "updated" else read
+            logits = q @ source.T  # [N, L]
+            if self.step2_norm == "sigmoid":
+                weights = (logits.float() * self.scale).sigmoid().to(q.dtype)
+            else:
+                weights = self.softmax(logits, 1 if self.step2_norm == "latents" else 0)
+            contexts.append(weights @ source)
+            reads.append(read)
+        return torch.cat(contexts), torch.stack(reads)
+
+    def softmax(self, logits: Tensor, dim: int) -> Tensor:
+        """In float32: summing exponentials over a large scene overflows float16."""
+        return (logits.float() * self.scale).softmax(dim).to(logits.dtype)

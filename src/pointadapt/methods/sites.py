@@ -1,0 +1,192 @@
+"""Where adapters go: slot names resolved to modules, and the stage and block that a module's name stands for.
+
+Backbones and methods meet here and nowhere else: a backbone says which names its slots have
+(``backbone.slots``), a method says which slots it wants. Names are always those of the plain model, whatever
+adapters wrap it by now.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pointadapt.errors import UserError
+
+#: ``<stage>.blocks.<i>`` with anything behind it: the text before "blocks" names the stage.
+BLOCK = re.compile(r"^(?:(?P<stage>.*?)\.)?(?:blocks|layers?)\.(?P<block>\d+)(?:\.|$)")
+DECODER = re.compile(r"(?:^|\.)(?:dec|decoder)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module that gets an adapter.
+
+    name    dotted module name as in the plain model
+    slot    the entry of ``target_modules`` it matched
+    stage   its stage, counted in network order, and block its place there; None outside of blocks
+    blocks  number of blocks its stage has
+    first   it is the network's first site of this slot; first_in_stage the same within its stage
+    """
+
+    name: str
+    slot: str
+    stage: int | None = None
+    block: int | None = None
+    blocks: int = 1
+    first: bool = False
+    first_in_stage: bool = False
+
+
+def matches(name: str, slot: str, slots: dict[str, str]) -> bool:
+    """Whether ``slot`` (a slot name, or a regular expression) matches the end of the dotted ``name``."""
+    return re.fullmatch(rf"(?:.*\.)?(?:{slots.get(slot, slot)})", name) is not None
+
+
+def in_decoder(name: str) -> bool:
+    return DECODER.search(name) is not None
+
+
+def below(name: str, parents: Iterable[str]) -> bool:
+    """Whether ``name`` is one of ``parents`` or lies inside of one."""
+    return any(name == p or name.startswith(f"{p}.") for p in parents)
+
+
+def width(frozen: nn.Module) -> int:
+    """Channels of the features a branch module takes and returns. Raises ValueError when it does not say."""
+    for module in frozen.modules():
+        channels = getattr(module, "channels", None)
+        if isinstance(channels, int):
+            return channels
+    raise ValueError(f"{type(frozen).__name__} has no attribute 'channels': an adapter cannot know its width")
+
+
+def bare(module: Any) -> Any:
+    """The frozen module that an adapter layer wraps; any other module itself."""
+    return module._modules.get("base_layer", module)
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Dotted name -> module as in the plain model: a wrapper stands for what it wraps, adapters are left out."""
+    found: dict[str, nn.Module] = {"": model}
+
+    def walk(module: nn.Module, path: str) -> None:
+        if "original_module" in module._modules:  # peft's wrapper of a fully trained module
+            return
+        for name, child in bare(module).named_children():
+            child_path = f"{path}.{name}" if path else name
+            found[child_path] = child
+            walk(child, child_path)
+
+    walk(model, "")
+    return found
+
+
+def find_sites(model: nn.Module, modules: dict[str, nn.Module], config: Any) -> list[Site]:
+    """The modules of the backbone (or of the model, when it is one) that an AdapterConfig wants, in network order.
+
+    Raises UserError when targets were named and none was found.
+    """
+    root = "backbone" if "backbone" in modules else ""
+    slots = getattr(modules[root], "slots", {})
+    wanted = []
+    for name, module in modules.items():
+        inside = name.startswith(f"{root}.") if root else bool(name)
+        if not inside or below(name, config.modules_to_save or ()):
+            continue
+        if config.targets == "encoder" and in_decoder(name):
+            continue
+        slot = config.slot_of(name, bare(module), slots)
+        if slot is not None:
+            wanted.append((name, slot))
+    sites = [s for s in make_sites(wanted) if config.stages is None or s.stage in config.stages]
+    if config.target_modules and not sites:
+        raise UserError(
+            f"no module of {type(modules[root]).__name__} matches target_modules={config.target_modules} "
+            f"(targets={config.targets!r}, stages={config.stages}); its slots are: {', '.join(slots) or 'none'}"
+        )
+    return sites
+
+
+def make_sites(wanted: list[tuple[str, str]]) -> list[Site]:
+    """(name, slot) pairs in network order -> Sites that know their place."""
+    found = [BLOCK.match(name) for name, _ in wanted]
+    stages = list(dict.fromkeys(m["stage"] for m in found if m))
+    blocks = {s: 1 + max(int(m["block"]) for m in found if m and m["stage"] == s) for s in stages}
+    sites: list[Site] = []
+    seen: set = set()
+    for (name, slot), match in zip(wanted, found, strict=True):
+        stage = match["stage"] if match else None
+        sites.append(
+            Site(
+                name,
+                slot,
+                stages.index(stage) if match else None,
+                int(match["block"]) if match else None,
+                blocks[stage] if match else 1,
+                first=slot not in seen,
+                first_in_stage=(slot, stage) not in seen,
+            )
+        )
+        seen |= {slot, (slot, stage)}
+    return sites
+
+
+def check_names(adapter_name: str, prefix: str, modules: dict[str, nn.Module], adapters: Iterable[nn.Module]) -> None:
+    """Refuse names with which peft would drop weights from the file without a word.
+
+    peft leaves out every key that contains ".<name of another adapter>.", and takes every module whose path holds
+    the method's prefix for an adapter. Raises UserError.
+    """
+    taken = {part for name in modules for part in name.split(".")} | {"modules_to_save", "original_module"}
+    taken |= {part for adapter in adapters for key in adapter.state_dict() for part in key.split(".")}
+    if not re.fullmatch(r"[\w-]+", adapter_name) or adapter_name in taken:
+        raise UserError(
+            f"adapter name {adapter_name!r} is also the name of a module, or not made of letters, digits, '_' and '-': "
+            "weights would be lost on save. Name adapters after data, for example 'scannet' or 'site-a'"
+        )
+    clash = next((name for name in modules if prefix in name), None)
+    if clash:
+        raise UserError(f"module {clash!r} holds the method's prefix {prefix!r} in its name: rename it in the backbone")
+
+
+def leaves(modules: dict[str, nn.Module], names: Iterable[str]) -> list[str]:
+    """``names`` with lists of modules replaced by their entries (peft cannot wrap a ModuleList).
+
+    peft matches by ``endswith`` and accepts typos silently, so names must be full and unambiguous. Raises UserError.
+    """
+    found: list[str] = []
+    for name in names:
+        if name not in modules:
+            raise UserError(f"modules_to_save names {name!r}, which the model does not have (give full dotted names)")
+        other = next((n for n in modules if n.endswith(name) and n != name), None)
+        if other:
+            raise UserError(f"modules_to_save={name!r} also matches {other!r}: rename one of the two modules")
+        if isinstance(modules[name], nn.ModuleList | nn.ModuleDict):
+            found += leaves(modules, [f"{name}.{child}" for child, _ in modules[name].named_children()])
+        else:
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def trained_parts(model: Any, trains: tuple[str, ...]) -> list[str]:
+    """What is trained in full: the head, fresh parts of the backbone, and the children that a method ``trains``.
+
+    An empty string stands for the whole backbone. Raises UserError when the backbone does not have a part.
+    """
+    backbone = getattr(model, "backbone", model)
+    head = ["head"] if hasattr(model, "head") else []
+    if backbone is model:
+        return [*head, *backbone.__dict__.get("fresh", ())]
+    if "" in trains:
+        return [*head, "backbone"]
+    for name in trains:
+        if not list(getattr(backbone, name, nn.ModuleList()).parameters()):
+            raise UserError(
+                f"this backbone has no trainable part {name!r}: load it with one, for example "
+                "load_backbone(..., decoder=True)"
+            )
+    return [*head, *(f"backbone.{name}" for name in dict.fromkeys([*getattr(backbone, "fresh", ()), *trains]))]

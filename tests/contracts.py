@@ -1,0 +1,363 @@
+"""What every method keeps, whatever it is: one body of checks, run over all of METHODS (tests/methods/test_contract.py).
+
+A check is a function of a :class:`Case`; ``CHECKS`` lists them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+from pointadapt.errors import UserError
+from pointadapt.methods import METHODS, adapt, load_adapted
+from pointadapt.point import Point, collate
+from pointadapt.tasks.segmentation import Segmentation
+
+SMALL = dict(stride=(2,), enc_depths=(2, 2), enc_channels=(16, 32), enc_num_head=(1, 2), enc_patch_size=(32, 32))
+DECODER = dict(dec_depths=(1,), dec_channels=(16,), dec_num_head=(1,), dec_patch_size=(32,))
+
+#: encoder of Sonata's kind with layer scale; classic PTv3: BatchNorm, convolution stem, decoder
+BACKBONES = {
+    "m2": PTv3Config(**SMALL, layer_scale=0.5),
+    "m1": PTv3Config(**SMALL, **DECODER, generation="m1"),
+}
+
+
+def tiny(backbone: str = "m2", classes: int = 4, seed: int = 0) -> Segmentation:
+    """A small random model, the same for the same seed, every weight away from its initial zeros and ones."""
+    torch.manual_seed(seed)
+    net = PTv3(BACKBONES[backbone])
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return Segmentation(net, classes).eval()
+
+
+def cloud(points: int, seed: int, channels: int = 9) -> Point:
+    """One cloud of ``points`` distinct voxels around a bumpy surface."""
+    draw = torch.Generator().manual_seed(seed)
+    side = int(points**0.5) + 2
+    cells = torch.randperm(side * side, generator=draw)[:points]
+    x, y = cells // side, cells % side
+    z = (3 + 2 * torch.sin(x / 3) + torch.cos(y / 2)).round().long()
+    grid = torch.stack([x, y, z], 1)
+    feat = torch.randn(points, channels, generator=draw)
+    return Point(grid * 0.02, feat, torch.tensor([points]), grid, grid_size=0.02)
+
+
+def batch() -> Point:
+    return collate([cloud(90, 1), cloud(140, 2)])
+
+
+@dataclass
+class Case:
+    """One method on one backbone, with a folder to write to."""
+
+    method: str
+    backbone: str
+    folder: Path
+
+    def plain(self) -> Segmentation:
+        return tiny(self.backbone)
+
+    def adapted(self) -> PeftModel:
+        torch.manual_seed(1)
+        return adapt(self.plain(), METHODS[self.method]()).eval()
+
+    def trained(self, steps: int = 3) -> PeftModel:
+        model = self.adapted()
+        train(model, steps)
+        return model.eval()
+
+
+def logits(model: nn.Module, point: Point) -> Tensor:
+    with torch.no_grad():
+        return model(point)
+
+
+def train(model: PeftModel, steps: int, seed: int = 0) -> None:
+    """A few steps of AdamW in train mode, with point dropping and all."""
+    torch.manual_seed(seed)
+    model.train()
+    point = batch()
+    segment = torch.randint(0, 4, (len(point),))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.get_base_model().loss(model(point), segment).backward()
+        optimizer.step()
+
+
+def frozen_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers of the plain model inside an adapted one, under their plain names."""
+    state = {}
+    for name, value in model.state_dict().items():
+        if "_adapter." not in name and ".modules_to_save." not in name and ".lora_" not in name:
+            state[name.replace(".base_layer", "").replace(".original_module", "")] = value.clone()
+    return state
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+
+
+def trainable(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+# ---------------------------------------------------------------------------------------------------------- checks
+
+
+def trains_adapter_and_head_only(case: Case) -> None:
+    model = case.adapted()
+    names = trainable(model)
+    assert any(".head.modules_to_save." in n for n in names)
+    marks = ("_adapter.default", "_shared.default", ".modules_to_save.default", ".lora_")
+    assert all(any(mark in n for mark in marks) for n in names)
+    assert {n for n, _ in model.named_parameters() if any(m in n for m in marks)} == names
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert model.get_nb_trainable_parameters()[0] == trained > 0
+    model.print_trainable_parameters()
+
+
+def is_identity_at_start(case: Case) -> None:
+    point = batch()
+    plain, model = case.plain(), case.adapted()
+    assert torch.equal(logits(model, point), logits(plain, point))
+    if case.method != "full":  # a fully trained BatchNorm uses the batch's statistics in train mode
+        torch.manual_seed(3)
+        expected = logits(keep_norms(plain.train()), point)
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # LoRA's dropout draws random numbers
+        torch.manual_seed(3)
+        if not (case.method == "decoder" and case.backbone == "m1"):
+            assert torch.equal(logits(model, point), expected)
+
+
+def keep_norms(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
+    return model
+
+
+def frozen_stays_frozen(case: Case) -> None:
+    before = {k: v.clone() for k, v in case.plain().state_dict().items()}
+    model = case.trained(4)
+    assert_same(frozen_state(model.get_base_model()), before)
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def every_trained_tensor_learns(case: Case) -> None:
+    model = case.adapted()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    train(model, 3)
+    still = [n for n, p in model.named_parameters() if n in before and torch.equal(p, before[n])]
+    assert not still
+
+
+def reloads_bit_by_bit(case: Case) -> None:
+    point = batch()
+    model = case.trained()
+    expected = logits(model, point)
+    assert not torch.equal(expected, logits(case.plain(), point))
+    model.save_pretrained(case.folder)
+    assert torch.equal(logits(load_adapted(case.plain(), case.folder), point), expected)
+    other = PeftModel.from_pretrained(case.plain(), case.folder, adapter_name="site-b")
+    assert torch.equal(logits(other, point), expected)
+    lean = PeftModel.from_pretrained(case.plain(), case.folder, low_cpu_mem_usage=True)
+    assert torch.equal(logits(lean, point), expected)
+    assert not trainable(lean)
+    again = load_adapted(case.plain(), case.folder, trainable=True)
+    assert trainable(again) == trainable(model)
+
+
+def file_holds_adapter_and_head_only(case: Case) -> None:
+    model = case.trained()
+    model.save_pretrained(case.folder)
+    state = load_file(case.folder / "adapter_model.safetensors")
+    assert state and all("default" not in key for key in state)
+    parts = {
+        key.removeprefix("base_model.model.").split(".")[0]
+        for key in state
+        if "_adapter." not in key and "_shared." not in key and ".lora_" not in key
+    }
+    assert parts <= ({"head", "backbone"} if case.method in ("full", "decoder") else {"head"})
+    assert len(state["base_model.model.head.fingerprint"]) == 32
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    buffers = sum(v.numel() for k, v in state.items() if "running_" in k or "num_batches" in k or "fingerprint" in k)
+    assert sum(v.numel() for v in state.values()) - buffers == trained
+    config = json.loads((case.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "random"
+
+
+def two_adapters_do_not_touch_each_other(case: Case) -> None:
+    point = batch()
+    model = case.trained()
+    first = logits(model, point)
+    names = trainable(model)
+    second = METHODS[case.method]()
+    if case.method == "lora":
+        second = copy.deepcopy(model.peft_config["default"])
+    model.add_adapter("site-b", second)
+    assert trainable(model) == names
+    assert torch.equal(logits(model, point), first)
+    model.set_adapter("site-b")
+    assert trainable(model) == {n.replace("default", "site-b") for n in names}
+    assert torch.equal(logits(model, point), logits(case.plain(), point))
+    train(model, 3, seed=5)
+    model.eval()
+    third = logits(model, point)
+    assert not torch.equal(third, first)
+    model.set_adapter("default")
+    assert torch.equal(logits(model, point), first)
+    model.save_pretrained(case.folder)  # each into a folder of its own
+    reloaded = PeftModel.from_pretrained(case.plain(), case.folder)
+    reloaded.load_adapter(case.folder / "site-b", "site-b")
+    assert torch.equal(logits(reloaded, point), first)
+    reloaded.set_adapter("site-b")
+    assert torch.equal(logits(reloaded, point), third)
+
+
+def disabled_is_frozen_model(case: Case) -> None:
+    point = batch()
+    model = case.trained()
+    expected, names = logits(model, point), trainable(model)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, point), logits(case.plain(), point))
+        assert not trainable(model)
+    assert torch.equal(logits(model, point), expected)
+    assert trainable(model) == names
+
+
+def delete_leaves_the_others(case: Case) -> None:
+    point = batch()
+    model = case.trained()
+    expected = logits(model, point)
+    second = METHODS[case.method]()
+    if case.method == "lora":
+        second = copy.deepcopy(model.peft_config["default"])
+    model.add_adapter("site-b", second)
+    if case.method != "lora":  # peft deactivates the head when an inactive adapter goes
+        model.delete_adapter("site-b")
+        assert torch.equal(logits(model, point), expected)
+        assert not any("site-b" in key for key in model.state_dict())
+        model.add_adapter("site-b", METHODS[case.method]())
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        model.delete_adapter("default")
+    assert model.active_adapters == ["site-b"]
+    assert not any("default" in key for key in model.state_dict())
+    assert torch.equal(logits(model, point), logits(case.plain(), point))
+
+
+def merge_works_or_refuses(case: Case) -> None:
+    point = batch()
+    model = case.trained()
+    expected = logits(model, point)
+    before = frozen_state(model.get_base_model())
+    if case.method in ("gem", "pointtpa", "adapter", "houlsby"):
+        for merge in (model.merge_and_unload, model.merge_adapter):
+            with pytest.raises(NotImplementedError, match="cannot be merged"):
+                merge()
+        assert_same(frozen_state(model.get_base_model()), before)
+        assert torch.equal(logits(model, point), expected)
+        return
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, point), expected, atol=1e-4, rtol=1e-4)
+    model.unmerge_adapter()
+    if case.method != "lora":  # ours restores the bits; LoRA subtracts again
+        assert_same(frozen_state(model.get_base_model()), before)
+    merged = model.merge_and_unload()
+    assert not is_wrapped(merged)
+    torch.testing.assert_close(logits(merged, point), expected, atol=1e-4, rtol=1e-4)
+
+
+def unload_leaves_no_trace(case: Case) -> None:
+    point = batch()
+    model = case.trained()
+    with torch.no_grad():
+        expected = case.plain().backbone.dense(point)
+    bare = model.unload()
+    assert not is_wrapped(bare)
+    assert bare.state_dict().keys() == case.plain().state_dict().keys()
+    if case.method not in ("full", "decoder"):
+        with torch.no_grad():
+            assert torch.equal(bare.backbone.dense(point), expected)
+    adapt(bare, METHODS[case.method]())  # and it can be adapted anew
+
+
+def deepcopy_and_pickle(case: Case) -> None:
+    point = batch()
+    model = case.trained()
+    expected = logits(model, point)
+    twin = copy.deepcopy(model)
+    train(twin, 2, seed=9)
+    assert torch.equal(logits(model, point), expected)
+    assert not torch.equal(logits(twin.eval(), point), expected)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(again, point), expected)
+    fresh = case.adapted()
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(logits(fresh, point), expected)
+
+
+def a_cloud_alone_is_as_in_a_batch(case: Case) -> None:
+    model = case.trained()
+    clouds = [cloud(60, 3), cloud(200, 4), cloud(1, 5), cloud(33, 6)]
+    together = logits(model, collate(clouds)).split([len(c) for c in clouds])
+    for one, part in zip(clouds, together, strict=True):
+        torch.testing.assert_close(logits(model, one), part, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(model, clouds[1]), logits(model, clouds[1]))  # and nothing is left of a pass
+
+
+def refuses_another_backbone(case: Case) -> None:
+    case.trained(1).save_pretrained(case.folder)
+    for other in (tiny(case.backbone, seed=7), tiny(case.backbone, classes=5)):
+        with pytest.raises(UserError, match="this adapter"):
+            load_adapted(other, case.folder)
+    with pytest.raises(UserError, match="no adapter"):
+        load_adapted(case.plain(), case.folder / "nowhere")
+
+
+CHECKS: list[Callable[[Case], None]] = [
+    trains_adapter_and_head_only,
+    is_identity_at_start,
+    frozen_stays_frozen,
+    every_trained_tensor_learns,
+    reloads_bit_by_bit,
+    file_holds_adapter_and_head_only,
+    two_adapters_do_not_touch_each_other,
+    disabled_is_frozen_model,
+    delete_leaves_the_others,
+    merge_works_or_refuses,
+    unload_leaves_no_trace,
+    deepcopy_and_pickle,
+    a_cloud_alone_is_as_in_a_batch,
+    refuses_another_backbone,
+]
