@@ -71,9 +71,9 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
         target.parent.mkdir(parents=True, exist_ok=True)
         module.write(source, temporary, np.asarray(classes), np.asarray(confidence))
         replace(temporary, target)
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except (OSError, RuntimeError) as error:  # the libraries beneath turn a full disk into either
+    except Exception as error:  # a full disk comes as OSError, RuntimeError or E57Exception
         raise UserError(f"{target}: cannot be written ({reason(error)}); nothing was left behind") from error
     finally:
         remove(temporary)

@@ -133,7 +133,7 @@ def write(source: Path, target: Path, classes: np.ndarray, confidence: np.ndarra
     try:
         for i in range(old.extensionsCount()):
             new.extensionsAdd(old.extensionsPrefix(i), old.extensionsUri(i))
-        if not new.extensionsLookupPrefix(PREFIX):
+        if not new.extensionsLookupUri(URI, ""):
             new.extensionsAdd(PREFIX, URI)
         Copy(new, classes, confidence).structure(old.root(), new.root())
         new.close()

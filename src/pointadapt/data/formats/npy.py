@@ -26,8 +26,7 @@ def read(path: Path, label_field: str | None = None) -> Scan:
     if path.is_dir():
         return assemble(path, attributes(path), label_field)
     if path.suffix.lower() == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return assemble(path, {name: archive[name] for name in archive.files}, label_field)
+        return assemble(path, archive_fields(path), label_field)
     array = np.load(path, allow_pickle=False)
     fields = array_fields(path, array)
     if (beside := label_file(path)) is not None:
@@ -35,6 +34,11 @@ def read(path: Path, label_field: str | None = None) -> Scan:
         if len(fields["labels"]) != len(array):
             raise UserError(f"{beside}: {len(fields['labels'])} labels for the {len(array)} points of {path}")
     return assemble(path, fields, label_field)
+
+
+def archive_fields(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def array_fields(path: Path, array: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,8 +81,7 @@ def write(source: Path, target: Path, classes: np.ndarray, confidence: np.ndarra
             np.save(target / f"{name}.npy", values)
         return
     if source.suffix.lower() == ".npz":
-        with np.load(source, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name not in ADDED}
+        arrays = {name: values for name, values in archive_fields(source).items() if name not in ADDED}
         with zipfile.ZipFile(source) as content:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in content.infolist())
         save: Any = np.savez_compressed if packed else np.savez

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pypcd4 import PointCloud
+from pypcd4 import Encoding, MetaData, PointCloud
 
 from pointadapt.data.scan import Scan, assemble
 from pointadapt.errors import UserError
@@ -44,4 +44,16 @@ def write(source: Path, target: Path, classes: np.ndarray, confidence: np.ndarra
         if name not in ("class", "confidence"):
             data[name] = cloud.pc_data[name]
     data["class"], data["confidence"] = classes, confidence
-    PointCloud(new, data).save(target, old.data)
+    if old.data == Encoding.ASCII:
+        save_text(target, new, data)
+    else:
+        PointCloud(new, data).save(target, old.data)
+
+
+def save_text(target: Path, header: MetaData, data: np.ndarray) -> None:
+    """As pypcd4 does, but with all digits of a float: its ten decimals lose colours packed into one."""
+    digits = {"f4": "%.9g", "f8": "%.17g"}
+    formats = [digits.get(data.dtype[name].str[1:], "%d") for name in data.dtype.fields or {}]
+    with open(target, "wb") as stream:
+        stream.write(header.compose_header(Encoding.ASCII).encode())
+        np.savetxt(stream, data, formats)

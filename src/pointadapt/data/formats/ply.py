@@ -35,4 +35,5 @@ def write(source: Path, target: Path, classes: np.ndarray, confidence: np.ndarra
     data["class"], data["confidence"] = classes, confidence
     vertex.data = data
     elements = [vertex if element is old else element for element in file.elements]
-    PlyData(elements, file.text, file.byte_order, file.comments, file.obj_info).write(str(target))
+    with open(target, "wb") as stream:
+        PlyData(elements, file.text, file.byte_order, file.comments, file.obj_info).write(stream)
