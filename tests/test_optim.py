@@ -72,7 +72,11 @@ def test_schedule():
 def test_short_schedules(steps):
     optimizer = make_optimizer(groups())
     schedule = make_schedule(optimizer, steps)
+    rates = [schedule.get_last_lr()[0]]
     for _ in range(steps - 1):
         optimizer.step()
         schedule.step()
-    assert all(0 < g["lr"] <= 2e-3 for g in optimizer.param_groups)
+        rates.append(schedule.get_last_lr()[0])
+    assert rates[0] == pytest.approx(2e-4)
+    assert max(rates) == pytest.approx(2e-3 if steps > 1 else 2e-4)
+    assert rates[-1] == pytest.approx(2e-7) or steps < 3

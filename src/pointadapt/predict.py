@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pointadapt.data.io import SUPPORTED, is_scan, kind, read_scan, write_labels
+from pointadapt.data.io import is_scan, kind, read_scan, write_labels
 from pointadapt.data.loader import collate_batch
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import UP, DataSet
+from pointadapt.data.survey import find_scans
 from pointadapt.data.tiles import tiles
 from pointadapt.data.transforms import CenterShift, Compose, Sample, eval_transform, finish, fragments, tta_views
 from pointadapt.errors import UserError
@@ -71,14 +72,12 @@ def list_jobs(source: Path, out: Path | None, overwrite: bool) -> list[tuple[Pat
     if not source.exists():
         raise UserError(f"there is no scan {source}: check the path")
     if source.is_dir() and not is_scan(source):
-        inside = sorted(file for file in source.iterdir() if not file.name.startswith("."))
-        scans = [file for file in inside if is_scan(file)]
-        if not scans:
-            raise UserError(f"{source} holds no scan; readable are {SUPPORTED}")
-        if others := [file.name for file in inside if file not in scans]:
+        scans = find_scans(source)
+        files = {file for file in source.rglob("*") if file.is_file() and file.parent not in scans}
+        if others := sorted(str(file.relative_to(source)) for file in files - set(scans)):
             print(f"left alone, no scans: {', '.join(others)}", file=sys.stderr)
         out = out or source.with_name(f"{source.name}_labelled")
-        jobs = [(scan, out / scan.name) for scan in scans]
+        jobs = [(scan, out / scan.relative_to(source)) for scan in scans]
     else:
         jobs = [(source, out or source.with_name(f"{source.stem}_labelled{source.suffix}"))]
     for scan, target in jobs:

@@ -112,6 +112,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
     with progress_bar(run, now, accelerator.is_main_process) as show:
         while now.step < run.steps:
             model.train()
+            lr = max(schedule.get_last_lr())
             for part in range(run.grad_accum):
                 batch = next(batches)
                 torch.manual_seed(model_seed(run, now.step, part, accelerator.process_index))
@@ -132,7 +133,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
             if now.step % LOG_EVERY == 0 or now.step == run.steps:
                 now.loss = mean_loss(now, accelerator)
                 if log:
-                    log.write(step=now.step, loss=now.loss, lr=max(schedule.get_last_lr()), seconds=now.seconds)
+                    log.write(step=now.step, loss=now.loss, lr=lr, seconds=now.seconds)
             if now.step % run.eval_every == 0 or now.step == run.steps:
                 if held_out is not None:
                     model.eval()

@@ -1,0 +1,231 @@
+"""Tables for the terminal: what a scan, data set, run, adapter or checkpoint holds, and how a run went."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pointadapt.errors import UserError
+
+CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def show(*tables: Table) -> None:
+    """Print to stdout, as wide as the terminal or 100 columns into a file."""
+    console = Console(width=None if os.isatty(1) else 100)
+    for table in tables:
+        console.print(table)
+
+
+def table(title: str, *columns: str) -> Table:
+    """Text columns left, figures right."""
+    made = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 or column in ("value", "help", "note") else "right")
+    return made
+
+
+def facts(title: str, values: dict[str, Any]) -> Table:
+    made = table(title, "", "value")
+    made.show_header = False
+    for name, value in values.items():
+        made.add_row(name, str(value))
+    return made
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+# --- how it went -----------------------------------------------------------------------------------------------------
+
+
+def scores_table(result: dict[str, Any]) -> Table:
+    """IoU and recall per class, and the means, of what ``evaluate`` returned."""
+    title = f"{result['run']}: {result['split']}, {result['points']:,} points, tta {result['tta']}"
+    made = table(title, "class", "IoU", "recall", "points")
+    for name, iou, recall, row in zip(
+        result["classes"], result["iou"], result["recall"], result["confusion"], strict=True
+    ):
+        made.add_row(name, percent(iou), percent(recall), f"{sum(row):,}")
+    made.add_section()
+    made.add_row("mIoU / mAcc", percent(result["miou"]), percent(result["macc"]), "")
+    made.add_row("right points", "", percent(result["allacc"]), "")
+    return made
+
+
+def result_table(result: dict[str, Any]) -> Table:
+    """Scores, time, memory and parameters of what ``train`` returned."""
+    counts = result["parameters"]
+    values = {
+        "trained weights": f"{counts['trained']:,} of {counts['total']:,} ({counts['trained'] / counts['total']:.2%}), "
+        f"{counts['trained_without_head']:,} without the head",
+        "steps": f"{result['steps']} in {result['seconds']:.0f} s on {result['device']}",
+        "peak memory": f"{result['peak_memory'] / 2**30:.2f} GiB",
+        "loss": f"{result['loss']:.3f}",
+    }
+    if result["val"]:
+        values["validation"] = f"mIoU {percent(result['val']['miou'])} at step {result['best_step']}"
+    return facts(result["out"], values)
+
+
+# --- what there is ---------------------------------------------------------------------------------------------------
+
+
+def methods_table() -> Table:
+    from pointadapt.methods import METHODS
+
+    made = table("methods (pointadapt methods NAME lists the options)", "name", "note")
+    for name in METHODS:
+        made.add_row(name, method_in_words(name))
+    return made
+
+
+def method_in_words(name: str) -> str:
+    """First sentence on a method: of its file, or of its config class where a file holds several."""
+    from pointadapt.methods import METHODS
+
+    config = METHODS[name]
+    alone = sum(other.__module__ == config.__module__ for other in METHODS.values()) == 1
+    return first_sentence(sys.modules[config.__module__] if alone and "core" not in config.__module__ else config)
+
+
+def method_table(name: str) -> Table:
+    from pointadapt.methods import METHODS, options
+
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}: use one of {', '.join(METHODS)}")
+    made = table(f"{name}: {method_in_words(name)}", "flag", "default", "help")
+    for option in options(METHODS[name]):
+        made_by = option.default_factory
+        default = option.default if made_by is dataclasses.MISSING else made_by()
+        made.add_row(f"--method.{option.name.replace('_', '-')}", str(default), option.metadata["help"])
+    return made
+
+
+def backbones_table() -> Table:
+    from pointadapt.backbones.weights import BACKBONES
+
+    made = table("backbones (or give a checkpoint file)", "name", "from", "note")
+    for name, source in BACKBONES.items():
+        made.add_row(name, source.repo or ("bundled" if source.file else "-"), f"{source.note}; {source.licence}")
+    return made
+
+
+def first_sentence(thing: Any) -> str:
+    text = " ".join((thing.__doc__ or "").split())
+    return text.split(". ")[0].rstrip(".")
+
+
+def describe(path: Path) -> list[Table]:
+    """Tables on any file or folder this package reads. Raises UserError when it is none of them."""
+    from pointadapt.data.io import is_scan
+    from pointadapt.data.scans import YAML
+
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}: check the path")
+    if path.is_dir():
+        if (path / "run.json").is_file():
+            return describe_run(path)
+        if (path / "adapter_config.json").is_file():
+            return [describe_adapter(path)]
+        if (path / YAML).is_file():
+            return describe_dataset(path)
+    if path.name == YAML:
+        return describe_dataset(path)
+    if path.suffix in CHECKPOINTS:
+        return [describe_checkpoint(path)]
+    if is_scan(path):
+        return describe_scan(path)
+    raise UserError(
+        f"{path} is no scan, checkpoint, run or adapter, and has no {YAML}; write one with: pointadapt init {path}"
+    )
+
+
+def describe_scan(path: Path) -> list[Table]:
+    from pointadapt.data.geometry import spacing
+    from pointadapt.data.io import read_scan
+
+    scan = read_scan(path)
+    low, high = scan.coord.min(0), scan.coord.max(0)
+    made = facts(
+        str(path),
+        {
+            "points": f"{len(scan):,}",
+            "from": "  ".join(f"{v:.2f}" for v in low),
+            "size": " x ".join(f"{v:.2f}" for v in high - low),
+            "spacing": f"{spacing(scan.coord):.3g} between neighbours",
+            "colour": "yes" if scan.color is not None else "no",
+            "normals": "yes" if scan.normal is not None else "no",
+            "other fields": ", ".join(scan.extras) or "none",
+            "labels": scan.label_field or "no field known by name",
+        },
+    )
+    if scan.label is None:
+        return [made]
+    labels = table(f"labels in {scan.label_field!r}", "raw id", "points", "%")
+    for raw, count in zip(*np.unique(scan.label, return_counts=True), strict=True):
+        labels.add_row(str(raw), f"{count:,}", percent(count / len(scan)))
+    return [made, labels]
+
+
+def describe_dataset(path: Path) -> list[Table]:
+    from pointadapt.data.scans import DataSet
+
+    dataset = DataSet.open(path)
+    values = {k: v for k, v in dataset.as_dict().items() if k not in ("classes", "splits")}
+    made = facts(str(dataset.file), {**values, "classes": ", ".join(f"{k} {v}" for k, v in dataset.classes.items())})
+    scans = table("splits", "split", "scans", "note")
+    for split, names in dataset.splits.items():
+        scans.add_row(split, str(len(names)), ", ".join(names[:8]) + (" ..." if len(names) > 8 else ""))
+    return [made, scans]
+
+
+def describe_run(path: Path) -> list[Table]:
+    from pointadapt.run import Run, read_json
+
+    run, content = Run.load(path), read_json(path / "run.json")
+    settings = {k: v for k, v in run.as_dict().items() if k != "out"}
+    tables = [facts(str(path), {**settings, **{f"made: {k}": v for k, v in content.get("made", {}).items()}})]
+    if (path / "result.json").is_file():
+        tables.append(result_table({**json.loads((path / "result.json").read_text()), "out": "training"}))
+    if (path / "evaluation.json").is_file():
+        tables.append(scores_table(json.loads((path / "evaluation.json").read_text())))
+    return tables
+
+
+def describe_adapter(path: Path) -> Table:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = json.loads((path / "adapter_config.json").read_text())
+        with safe_open(path / "adapter_model.safetensors", "np") as file:
+            sizes = {k: int(np.prod(file.get_slice(k).get_shape())) for k in file.keys()}  # noqa: SIM118
+            prints = [bytes(file.get_tensor(k)).hex() for k in sizes if k.endswith("head.fingerprint")]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} is no readable adapter: {' '.join(str(error).split())}") from error
+    hidden = ("auto_mapping", "peft_version", "revision", "inference_mode", "task_type", "peft_type")
+    settings = {k: v for k, v in config.items() if k not in hidden and v not in (None, [], {}, "")}
+    weights = {
+        "method": config["peft_type"].lower(),
+        "weights": f"{sum(sizes.values()):,} numbers in {len(sizes)} tensors",
+        "made for": f"backbone weights of sha256 {prints[0]}" if prints else "unknown backbone weights",
+    }
+    return facts(str(path), {**weights, **settings})
+
+
+def describe_checkpoint(path: Path) -> Table:
+    from pointadapt.backbones.weights import load_backbone
+
+    backbone = load_backbone(path)
+    parameters = sum(p.numel() for p in backbone.parameters())
+    values = {"parameters": f"{parameters:,}", "features per point": backbone.dense_channels}
+    return facts(str(path), {**values, **dataclasses.asdict(backbone.config)})

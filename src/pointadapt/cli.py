@@ -1,0 +1,259 @@
+"""The command line: ``pointadapt init | adapt | evaluate | predict | info | methods | backbones | demo``.
+
+Flags are made from dataclass fields: the run's from ``Run``, a method's from its config, under ``--method.``:
+
+    pointadapt adapt scans/ --method gem --method.rank 16 --steps 500
+
+What the user can mend becomes one line on stderr and exit code 2; anything else keeps its traceback. Nothing heavy is
+imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from pointadapt.errors import UserError
+from pointadapt.run import Run, option
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        parse(list(sys.argv[1:] if arguments is None else arguments)).run()
+    except UserError as error:
+        return fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return fail(f"cannot write {error.filename or 'the output'}: {os.strerror(error.errno)}; make room and retry")
+    except KeyboardInterrupt:
+        print("pointadapt: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def fail(text: str) -> int:
+    print("pointadapt:", " ".join(text.split()), file=sys.stderr)
+    return 2
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command asked for, as one of the classes below. Exits by itself for --help and for wrong flags."""
+    commands = {
+        "init": Init,
+        "adapt": adapt_command(arguments),
+        "evaluate": Evaluate,
+        "predict": Predict,
+        "info": Info,
+        "methods": Methods,
+        "backbones": Backbones,
+        "demo": Demo,
+    }
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="pointadapt",
+        description="Adapt pretrained point-cloud models to your own scans by training under 2 % of the parameters.",
+        args=arguments,
+        config=(
+            tyro.conf.PositionalRequiredArgs,
+            tyro.conf.PositionalMetavarFromFieldName,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.DisallowNone,
+        ),
+    )
+
+
+@dataclass
+class Init:
+    """Look at a folder of scans and write its dataset.yaml: classes, splits, grid size."""
+
+    scans: Path = field(metadata={"help": "Folder with labelled scans."})
+    overwrite: bool = option(False, "Replace a dataset.yaml that is there.")
+
+    def run(self) -> None:
+        from pointadapt.data.survey import init_dataset
+
+        file = init_dataset(self.scans, overwrite=self.overwrite)
+        print(file.read_text(), end="")
+        print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+
+
+@dataclass
+class Adapt:
+    """Train an adapter and a head on a folder of labelled scans.
+
+    Options of a method are flags too: pointadapt adapt --method gem --help shows them as --method.rank and so on.
+    """
+
+    def run(self) -> None:
+        from pointadapt.analysis.describe import result_table, show
+        from pointadapt.data.scans import YAML
+        from pointadapt.data.survey import init_dataset
+        from pointadapt.train import train
+
+        run, flags = self.settings(), vars(self)
+        if run.data.is_dir() and not (run.data / YAML).is_file():
+            print(f"{run.data} has no {YAML}: wrote {init_dataset(run.data)} after looking at the scans")
+        result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])
+        show(result_table(result))
+        print(f"label a scan with: pointadapt predict {run.folder} SCAN")
+
+    def settings(self) -> Run:
+        """The Run that the flags say; with --resume, the run's own settings with the flags given on top."""
+        flags = {f.name: getattr(self, f.name) for f in dataclasses.fields(Run) if f.name != "options"}
+        method_options = getattr(self, "method_options", None)
+        run = Run(**flags, options={} if method_options is None else changed(method_options))
+        if not vars(self)["resume"]:
+            return run
+        stored = Run.load(run.folder)
+        return dataclasses.replace(stored, **{k: v for k, v in changed(run).items() if k not in ("data", "out")})
+
+
+def changed(values: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance that differ from their defaults."""
+
+    def default(f: dataclasses.Field) -> Any:
+        return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+    return {
+        f.name: getattr(values, f.name) for f in dataclasses.fields(values) if getattr(values, f.name) != default(f)
+    }
+
+
+def adapt_command(arguments: list[str]) -> type:
+    """Adapt with a flag per field of Run, and one per option of the method named on the command line.
+
+    Only then are the methods (and peft, which is slow to import) loaded.
+    """
+    hints = get_type_hints(Run)
+    flags: list[Any] = [(f.name, hints[f.name], copied(f)) for f in dataclasses.fields(Run) if f.name != "options"]
+    flags.append(("resume", bool, option(False, "Go on with the run in --out from its last saved state.")))
+    flags.append(("overwrite", bool, option(False, "Start afresh in a folder that holds a run.")))
+    name = method_named(arguments)
+    if name is not None:
+        from pointadapt.methods import METHODS, options
+
+        if name not in METHODS:
+            raise UserError(f"unknown method {name!r}: use one of {', '.join(METHODS)}")
+        types = get_type_hints(METHODS[name])
+        config = make_dataclass(name, [(f.name, types[f.name], copied(f)) for f in options(METHODS[name])])
+        kind = Annotated[config, tyro.conf.arg(name="method")]  # type: ignore[valid-type]
+        flags.append(("method_options", kind, field(default_factory=config)))
+    return make_dataclass("Adapt", flags, bases=(Adapt,), namespace={"__doc__": Adapt.__doc__})
+
+
+def copied(f: dataclasses.Field) -> Any:
+    """A dataclass field for another class: fields belong to the class they were made for."""
+    return field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)  # type: ignore[call-overload]
+
+
+def method_named(arguments: list[str]) -> str | None:
+    """The method whose options must be known to read these arguments, or None."""
+    if arguments[:1] != ["adapt"]:
+        return None
+    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--method"]
+    named += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
+    has_options = any(a.startswith("--method.") for a in arguments)
+    if has_options or (named and {"-h", "--help"} & set(arguments)):
+        return named[-1] if named else Run.method
+    return None
+
+
+@dataclass
+class Evaluate:
+    """Score a trained run on the original points of a split; writes evaluation.json and report.html."""
+
+    run_folder: Path = field(metadata={"help": "Folder that pointadapt adapt wrote."})
+    split: Literal["train", "val", "test"] | None = option(None, "Default: test where there is one, else val.")
+    checkpoint: Literal["best", "last"] = option("best", "Which adapter.")
+    tta: int | None = option(None, "Test-time views: 0 = one pass, 1..13 = fragments and views. Default: the run's.")
+    absent: Literal["exclude", "zero"] = option("exclude", "A class without any point: left out, or counted as IoU 0.")
+
+    def run(self) -> None:
+        from pointadapt.analysis.describe import scores_table, show
+        from pointadapt.evaluate import evaluate
+
+        result = evaluate(self.run_folder, self.split, self.checkpoint, self.tta, self.absent)
+        show(scores_table(result))
+
+
+@dataclass
+class Predict:
+    """Label a scan, or a folder of scans, of any size; the input is never written to."""
+
+    run_folder: Path = field(metadata={"help": "Folder that pointadapt adapt wrote."})
+    source: Path = field(metadata={"help": "Scan, or folder of scans."})
+    out: Path | None = option(None, "File, or folder for a folder. Default: SOURCE with _labelled behind its name.")
+    checkpoint: Literal["best", "last"] = option("best", "Which adapter.")
+    tta: int | None = option(None, "Test-time views: 0 = one pass, 1..13 = fragments and views. Default: the run's.")
+    overwrite: bool = option(False, "Replace outputs that are there.")
+
+    def run(self) -> None:
+        from pointadapt.predict import predict
+
+        for file in predict(self.run_folder, self.source, self.out, self.checkpoint, self.overwrite, self.tta):
+            print(f"wrote {file}")
+
+
+@dataclass
+class Info:
+    """Say what a file or folder holds: a scan, a data set, a run, an adapter, a backbone checkpoint."""
+
+    path: Path = field(metadata={"help": "Scan, folder with a dataset.yaml, run folder, adapter folder, checkpoint."})
+
+    def run(self) -> None:
+        from pointadapt.analysis.describe import describe, show
+
+        show(*describe(self.path))
+
+
+@dataclass
+class Methods:
+    """List the adaptation methods, or the options of one."""
+
+    method: tyro.conf.Positional[str | None] = option(None, "Show this method's options.")
+
+    def run(self) -> None:
+        from pointadapt.analysis.describe import method_table, methods_table, show
+
+        show(method_table(self.method) if self.method else methods_table())
+
+
+@dataclass
+class Backbones:
+    """List the backbones that load by name."""
+
+    def run(self) -> None:
+        from pointadapt.analysis.describe import backbones_table, show
+
+        show(backbones_table())
+
+
+@dataclass
+class Demo:
+    """Adapt the bundled model to rooms of another style, with GEM and a linear probe, and compare: no download."""
+
+    out: Path = option(Path("demo"), "Folder for rooms, runs, report.html and labelled scans.")
+    seeds: int = option(1, "Repeat with this many seeds; 3 gives the README's table.")
+    steps: int = option(0, "Training steps of each run; 0 = as many as fit into five minutes on two cores.")
+    random: bool = option(False, "Also a linear probe on random weights, as a control.")
+
+    def run(self) -> None:
+        from pointadapt.demo import demo
+
+        demo(self.out, self.seeds, self.steps, self.random)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
