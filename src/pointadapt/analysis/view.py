@@ -34,6 +34,17 @@ def error_colors(segment: NDArray[Any], predicted: NDArray[Any]) -> Image:
     return np.where((np.asarray(segment) < 0)[:, None], UNLABELLED, np.where(wrong, WRONG, RIGHT)).astype(np.uint8)
 
 
+def height_colors(coord: NDArray[Any]) -> Image:
+    """[N, 3] colours from dark blue at the bottom to yellow at the top of coord [N, 3]."""
+    ramp = np.array([[45, 50, 110], [35, 110, 145], [60, 165, 130], [150, 205, 80], [250, 230, 60]])
+    if len(coord) == 0:
+        return np.zeros((0, 3), dtype=np.uint8)
+    height = np.asarray(coord)[:, 2]
+    low, high = np.percentile(height, [1, 99])
+    level = ((height - low) / max(high - low, 1e-9)).clip(0, 1) * (len(ramp) - 1)
+    return np.stack([np.interp(level, range(len(ramp)), ramp[:, channel]) for channel in range(3)], 1).astype(np.uint8)
+
+
 def draw(
     coord: NDArray[Any],
     color: NDArray[Any],
