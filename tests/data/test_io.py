@@ -354,6 +354,15 @@ def test_truncated_files(kind, share, tmp_path):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("kind", ["las", "pcd", "ply"])
+def test_truncated_between_two_points(kind, tmp_path):
+    path, _ = make(kind, tmp_path)
+    record = {"las": 38, "pcd": 19, "ply": 30}[kind]
+    path.write_bytes(path.read_bytes()[: -5 * record - (13 if kind == "ply" else 0)])  # 13: the face behind them
+    with pytest.raises(UserError, match=path.name):
+        read_scan(path)
+
+
 @pytest.mark.parametrize("ending", [e for e in FORMATS if e != ".e57"])
 def test_files_of_another_kind(ending, tmp_path):
     path = tmp_path / f"a{ending}"

@@ -51,6 +51,7 @@ def spacing(coord: np.ndarray, samples: int = 5_000) -> float:
         return 0.0
     local = coord - coord.mean(0)
     picked = local[:: max(len(local) // samples, 1)]
-    distance = cKDTree(local).query(picked, 2)[0][:, 1]
-    distance = distance[distance > 0]
+    distance, _ = cKDTree(local).query(picked, min(8, len(local)))
+    distance = np.where(distance > 0, distance, np.inf).min(1)  # points that coincide are one place
+    distance = distance[np.isfinite(distance)]
     return float(np.median(distance)) if len(distance) else 0.0

@@ -37,7 +37,10 @@ def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # each library has its own dozen ways to say that a file is damaged
-        raise UserError(f"{path}: not readable as {kind(path)}, damaged or truncated ({reason(error)})") from error
+        ending = path.suffix.lower().removeprefix(".").upper() or "a folder of arrays"
+        raise UserError(
+            f"{path}: not readable as {ending}, so damaged or truncated ({reason(error)}); copy or export it again"
+        ) from error
     if len(scan) == 0:
         raise UserError(f"{path}: the file has no points")
     bad = len(scan) - int(np.isfinite(scan.coord).all(1).sum())

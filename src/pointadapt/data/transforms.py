@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from pointadapt.ops.voxel import grid_index, voxelize
+from pointadapt.ops.voxel import grid_index, grid_sample, voxelize
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -296,17 +296,14 @@ class GridSample:
     hash: str = "fnv"
 
     def __call__(self, sample: Sample, rng: np.random.Generator | np.random.RandomState) -> Sample:
-        cells, _ = grid_index(torch.from_numpy(sample["coord"]), self.grid_size)
-        voxels = voxelize(cells, self.hash)
-        count = voxels.count.numpy()
-        if self.pick == "fixed":
-            rows = voxels.spread()
-        elif isinstance(rng, np.random.RandomState):
-            rows = voxels.member(torch.from_numpy(rng.randint(0, count.max(), len(count))))
-        else:
-            rows = voxels.member(torch.from_numpy(rng.integers(0, count)))
-        out = take(sample, rows.numpy())
-        return {**out, "grid_coord": cells.numpy()[rows], "inverse": voxels.inverse.numpy()}
+        def draw(count: torch.Tensor) -> torch.Tensor:
+            if isinstance(rng, np.random.RandomState):
+                return torch.from_numpy(rng.randint(0, int(count.max()), len(count)))
+            return torch.from_numpy(rng.integers(0, count.numpy()))
+
+        coord = torch.tensor(sample["coord"])  # a copy: the array may be a read-only memory map
+        rows, cells, inverse = grid_sample(coord, self.grid_size, self.hash, None if self.pick == "fixed" else draw)
+        return {**take(sample, rows.numpy()), "grid_coord": cells.numpy(), "inverse": inverse.numpy()}
 
 
 def fragments(sample: Sample, grid_size: float, rng: np.random.Generator) -> list[Sample]:
@@ -314,7 +311,7 @@ def fragments(sample: Sample, grid_size: float, rng: np.random.Generator) -> lis
 
     Each has ``grid_coord``, and ``index`` [M]: the rows of ``sample`` it holds, to add its votes to.
     """
-    cells, _ = grid_index(torch.from_numpy(sample["coord"]), grid_size)
+    cells, _ = grid_index(torch.tensor(sample["coord"]), grid_size)
     parts = [rows.numpy() for rows in voxelize(cells).fragments()]
     return [{**take(sample, rows), "grid_coord": cells.numpy()[rows], "index": rows} for rows in parts]
 

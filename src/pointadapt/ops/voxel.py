@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -107,21 +108,20 @@ def grid_sample(
     coord: Tensor,
     grid_size: float,
     hash: str = "fnv",
-    generator: torch.Generator | None = None,
-    draws: Tensor | None = None,
+    draw: torch.Generator | Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One point per voxel: (rows [M], cells [M, 3] int64, inverse [N]: the row of ``rows`` for each point).
+    """One point per voxel: (rows [M], cells [M, 3] int64, inverse [N]: each point's place in ``rows``).
 
-    The member is ``draws`` [M] modulo the voxel's count (official: ``randint(0, count.max(), M)``), or uniformly
-    random from ``generator``, or, with neither, the fixed choice of :meth:`Voxels.spread`.
+    draw  a generator: uniformly random; a function of the counts [M]: the member is its result [M] modulo the count
+          (official: ``randint(0, count.max(), M)``); None: the fixed choice of :meth:`Voxels.spread`
     """
     cells, _ = grid_index(coord, grid_size)
     voxels = voxelize(cells, hash)
-    if draws is not None:
-        rows = voxels.member(draws)
-    elif generator is not None:
-        uniform = torch.rand(len(voxels), generator=generator, dtype=torch.float64).to(coord.device)
+    if draw is None:
+        rows = voxels.spread()
+    elif isinstance(draw, torch.Generator):
+        uniform = torch.rand(len(voxels), generator=draw, dtype=torch.float64).to(coord.device)
         rows = voxels.member((uniform * voxels.count).long())
     else:
-        rows = voxels.spread()
+        rows = voxels.member(draw(voxels.count))
     return rows, cells[rows], voxels.inverse
