@@ -100,12 +100,9 @@ def matrix(confusion: Sequence[Sequence[float]], classes: Sequence[str], title: 
     ]
     for index, name in enumerate(classes):
         middle = index * cell + cell / 2
-        parts.append(
-            f'<text class="name" x="{left - 8}" y="{top + middle + 4}" text-anchor="end">{_short(name, 17)}</text>'
-        )
-        parts.append(
-            f'<text class="name" transform="translate({left + middle + 4} {top - 8}) rotate(-45)">{_short(name, 14)}</text>'
-        )
+        label, slanted = _short(name, 17), f"translate({left + middle + 4} {top - 8}) rotate(-45)"
+        parts.append(f'<text class="name" x="{left - 8}" y="{top + middle + 4}" text-anchor="end">{label}</text>')
+        parts.append(f'<text class="name" transform="{slanted}">{_short(name, 14)}</text>')
     for row, column in np.ndindex(counts.shape):
         x, y, value = left + column * cell, top + row * cell, share[row, column]
         kind = "hit" if row == column else "miss"

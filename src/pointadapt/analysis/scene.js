@@ -98,6 +98,11 @@
     for (const layer of data.layers)
       for (const key of ["color", "label", "truth"]) if (layer[key]) layer[key] = bytes(layer[key]);
 
+    if (stage.clientWidth < 520) {  // a phone: one view at a time, so that the page can still be scrolled beside it
+      const kept = data.layers.findLast((layer) => layer.shown && !layer.truth);
+      for (const layer of data.layers) layer.shown = layer === kept;
+    }
+
     const points = program(gl, POINTS, DOT), shading = program(gl, SCREEN, SHADE);
     const places = gl.createBuffer();
     gl.bindBuffer(gl.ARRAY_BUFFER, places);

@@ -18,7 +18,7 @@ _COLORS = (
 )
 PALETTE = np.array([tuple(bytes.fromhex(color)) for color in _COLORS.split()], dtype=np.uint8)
 UNLABELLED = np.array([150, 150, 150], dtype=np.uint8)
-RIGHT, WRONG = np.array([196, 202, 208], dtype=np.uint8), np.array([213, 40, 30], dtype=np.uint8)
+RIGHT, WRONG = np.array([178, 186, 192], dtype=np.uint8), np.array([213, 40, 30], dtype=np.uint8)
 BACKGROUND = (250, 250, 248)
 
 
@@ -71,7 +71,9 @@ def draw(
         return image
     coord = np.asarray(coord, dtype=np.float64)
     low, high = np.percentile(coord, 0.2, axis=0), np.percentile(coord, 99.8, axis=0)
-    pixel, depth, focal = _project(coord - (low + high) / 2, high - low, size, azimuth, elevation, zoom, field_of_view)
+    pixel, depth, focal = _project(
+        coord - (low + high) / 2, (high - low).clip(0.1), size, azimuth, elevation, zoom, field_of_view
+    )
     spacing = _spacing(coord) if spacing is None else spacing
     radius = (focal * spacing / depth.clip(1e-6) / 2).clip(0, 6)
 
