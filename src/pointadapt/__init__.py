@@ -1,11 +1,16 @@
 """pointadapt: adapt pretrained point-cloud models to your own scans by training under 2 % of the parameters."""
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Must be set before torch starts OpenMP. Its threads otherwise spin at every barrier, and on a machine that is busy
+# with anything else the many small steps of a sparse convolution get 10 to 100 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: Public name -> the module that has it, imported when the name is first used: ``import pointadapt`` costs nothing.
 PUBLIC = {
