@@ -142,6 +142,7 @@ def test_scene_of_several_predictions_shows_the_last():
 def test_scene_without_labels_or_points():
     data = data_of(scene_html(cloud()["coord"]))
     assert [layer["name"] for layer in data["layers"]] == ["height"]
+    assert data_of(scene_html(cloud()["coord"], np.zeros((500, 3)))) == data, "no colour and all black are the same"
     data = data_of(scene_html(np.zeros((0, 3))))
     assert data["place"] == ""
 

@@ -132,7 +132,7 @@ def test_written_rooms_are_a_data_set(tmp_path):
     sample = dataset.read(dataset.paths("train")[0])
     assert np.array_equal(sample["segment"], made["segment"])
     assert np.array_equal(sample["color"], made["color"])
-    np.testing.assert_allclose(sample["coord"], made["coord"] - made["coord"].min(0), atol=1e-5)
+    np.testing.assert_allclose(sample["coord"] / dataset.scale, made["coord"] - made["coord"].min(0), atol=1e-5)
     assert not list(file.parent.glob("*.part"))
 
 
@@ -175,6 +175,6 @@ def test_written_tiles_are_a_data_set(tmp_path):
     sample, made = dataset.read(dataset.paths("train")[0]), aerial(20_000, 25)
     assert dataset.names == list(AERIAL_CLASSES)
     assert np.array_equal(sample["segment"], made["segment"])
-    np.testing.assert_allclose(sample["coord"], made["coord"] - made["coord"].min(0), atol=0.011)
+    np.testing.assert_allclose(sample["coord"] / dataset.scale, made["coord"] - made["coord"].min(0), atol=0.011)
     assert np.ptp(sample["color"][:, 0]) > 50
     assert not list(file.parent.glob("*part*"))

@@ -46,6 +46,8 @@ def scene_html(
     place = np.asarray(coord, dtype=np.float64)[rows]
     low = place.min(0) if len(rows) else np.zeros(3)
     span = (place.max(0) - low).clip(1e-6) if len(rows) else np.ones(3)
+    if color is not None and not np.any(color):  # as files without colour are read
+        color = None
     shade = height_colors(place) if color is None else np.asarray(color)[rows]
     layers: list[dict[str, Any]] = [
         dict(name="height" if color is None else "colour", color=_text(shade, np.uint8), shown=True)
