@@ -213,7 +213,7 @@ class ContextAdapter(Adapter):
             source = latents + read if self.step2 == "updated" else read
             logits = q @ source.T  # [N, L]
             if self.step2_norm == "sigmoid":
-                weights = (logits.float() * self.scale).sigmoid().to(q.dtype)
+                weights = (at_least_float32(logits) * self.scale).sigmoid().to(q.dtype)
             else:
                 weights = self.softmax(logits, 1 if self.step2_norm == "latents" else 0)
             contexts.append(weights @ source)
@@ -222,4 +222,8 @@ class ContextAdapter(Adapter):
 
     def softmax(self, logits: Tensor, dim: int) -> Tensor:
         """In float32: summing exponentials over a large scene overflows float16."""
-        return (logits.float() * self.scale).softmax(dim).to(logits.dtype)
+        return (at_least_float32(logits) * self.scale).softmax(dim).to(logits.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

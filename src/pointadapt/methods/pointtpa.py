@@ -205,14 +205,14 @@ class DynamicDown(nn.Module):
         """[P, K], rows sum to 1."""
         if self.gate is None:
             return feat.new_full((len(patches.lengths), self.experts), 1 / self.experts)
-        # The rows of a patch lie behind each other in order, so this sum is deterministic on every device.
-        total = torch.segment_reduce(feat[patches.order].float(), "sum", lengths=patches.lengths)
+        # Rows of a patch lie behind each other in order: this sum is deterministic on every device (unsafe = unchecked).
+        total = torch.segment_reduce(feat[patches.order].float(), "sum", lengths=patches.lengths, unsafe=True)
         return self.gate(total / patches.divisor[:, None])
 
     def forward(self, feat: Tensor, patches: Patches) -> Tensor:
         """[N, C] -> [N, mid]: all K projections in one matrix product, then each point's mixture of them."""
         experts = nn.functional.linear(feat, self.weight.flatten(0, 1), self.bias.flatten())
-        experts = experts.view(len(feat), self.experts, -1)  # [N, K, mid]
+        experts = experts.unflatten(1, (self.experts, -1))  # [N, K, mid]
         mixture = self.coefficients(feat, patches).to(experts.dtype)[patches.group]  # [N, K]
         return (mixture[:, None] @ experts).squeeze(1)
 

@@ -1,0 +1,343 @@
+"""GEM: the invariants I1-I18 of the specification that the contract suite does not hold already."""
+
+import pytest
+import torch
+from contracts import batch, cloud, logits, tiny, train
+from torch import nn
+
+from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+from pointadapt.errors import UserError
+from pointadapt.methods import adapt
+from pointadapt.methods.core import Shared
+from pointadapt.methods.gem import ContextAdapter, GEMConfig, SpatialAdapter
+from pointadapt.methods.sites import Site
+from pointadapt.point import Point, collate
+from pointadapt.tasks.segmentation import Segmentation
+
+SONATA = (48, 96, 192, 384, 512), (3, 3, 3, 12, 3)
+
+
+def adapter_count(model) -> int:
+    return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and ".modules_to_save." not in n)
+
+
+def sonata(config, classes=20, **net):
+    with torch.device("meta"):
+        return adapt(Segmentation(PTv3(PTv3Config(**net)), classes), config)
+
+
+def spatial(channels=6, **options) -> SpatialAdapter:
+    adapter = SpatialAdapter(channels, GEMConfig(**{"rank": 5, "init": "small", **options}))
+    nn.init.normal_(adapter.up.weight)
+    return adapter
+
+
+def context(channels=6, **options) -> ContextAdapter:
+    config = GEMConfig(**{"rank": 5, "init": "small", "latent_sharing": "block", **options})
+    adapter = ContextAdapter(channels, config, Site("attn", "attn", first=True, first_in_stage=True), None)
+    nn.init.normal_(adapter.up.weight)
+    return adapter
+
+
+def zero(point: Point) -> Point:
+    """A frozen module that adds nothing."""
+    return point.but(feat=torch.zeros_like(point.feat))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 1_815_152),
+        ({"up_bias": False}, 1_808_000),
+        ({"share": "qk"}, 1_815_152),
+        ({"share": "none", "up_bias": False}, 2_036_864),
+        ({"use_ca": False}, 1_121_280),
+        ({"use_sa": False, "up_bias": False}, 686_720),
+        ({"use_sa": False}, 693_872),
+        ({"latent_sharing": "stage"}, 1_815_152 + 640 - 128),
+        ({"latent_sharing": "block"}, 1_815_152 + 3072 - 128),
+    ],
+    ids=str,
+)
+def test_counts_on_sonata_base(options, count):  # I2, I17
+    model = sonata(GEMConfig(**options))
+    assert adapter_count(model) == count
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count + 24_660
+    backbone = [p for n, p in model.named_parameters() if ".backbone." in n and not p.requires_grad]
+    assert sum(p.numel() for p in backbone) == 108_461_328
+
+
+@pytest.mark.parametrize("share", ["kv", "qk", "none"])
+@pytest.mark.parametrize(("rank", "latents", "kernel"), [(1, 1, 3), (7, 3, 5), (2, 9, 1)])
+def test_count_formula(share, rank, latents, kernel):  # I3
+    widths, depths = SONATA
+    config = GEMConfig(rank=rank, num_latents=latents, kernel_size=kernel, share=share, sa_bias=True)
+    d_all = sum(w * d for w, d in zip(widths, depths, strict=True))
+    p = 4 if share == "none" else 3
+    sa = 2 * rank * d_all + 24 * kernel**3 * rank**2 + d_all + 24 * 2 * rank
+    ca = p * rank * d_all + d_all
+    assert adapter_count(sonata(config)) == sa + ca + latents * rank
+
+
+def test_encoder_only_unless_asked():
+    decoder = dict(
+        dec_depths=(2, 2, 2, 2), dec_channels=(64, 96, 192, 384), dec_num_head=(4, 6, 12, 24), dec_patch_size=(64,) * 4
+    )
+    assert adapter_count(sonata(GEMConfig(), **decoder)) == 1_815_152
+    everywhere = adapter_count(sonata(GEMConfig(targets="all"), **decoder))
+    d_dec = 2 * (64 + 96 + 192 + 384)
+    assert everywhere == 1_815_152 + 5 * 32 * d_dec + d_dec + 8 * 27 * 32**2
+    late = adapter_count(sonata(GEMConfig(stages=[4])))
+    assert late == 3 * (5 * 32 * 512 + 512 + 27 * 32**2) + 128
+
+
+def test_gradients_at_the_start(tmp_path):  # I4
+    torch.manual_seed(0)
+    model = adapt(tiny(), GEMConfig(rank=4)).eval()
+    point = batch()
+    model(point).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        if "gem_" in name:
+            assert (parameter.grad.abs().sum() > 0) == (".up." in name), name
+    train(model, 1)
+    model.eval().zero_grad()
+    model(point).square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "gem_" in n)
+
+
+def trained(**options):
+    torch.manual_seed(0)
+    model = adapt(tiny(), GEMConfig(**{"rank": 6, **options}))
+    train(model, 3)
+    return model.eval()
+
+
+def test_point_order_does_not_matter():  # I5
+    model, point = trained(), cloud(150, 1)
+    shuffle = torch.randperm(150)
+    moved = Point(point.coord[shuffle], point.feat[shuffle], point.offset, point.grid_coord[shuffle])
+    torch.testing.assert_close(logits(model, moved), logits(model, point)[shuffle], atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_left_of_a_forward_pass():  # I7
+    model, point = trained(), batch()
+    start = model.base_model.gem_shared["default"]["start"].clone()
+    first = logits(model, point)
+    with pytest.raises(ValueError):
+        model(point.but(grid_coord=-point.grid_coord))
+    assert torch.equal(logits(model, point), first)
+    assert torch.equal(model.base_model.gem_shared["default"]["start"], start)
+    backbone = model.get_base_model().backbone
+    with torch.no_grad():  # a Point that has been through the network carries latents: they do not count again
+        deep = backbone(point)
+        assert "gem.default" in deep.extra
+        assert torch.equal(backbone(point.but(extra=deep.extra)).feat, deep.feat)
+
+
+def test_latents_travel_through_all_blocks():
+    """Global latents make late blocks depend on how early ones read; banks per block do not."""
+    for sharing, depends in (("global", True), ("stage", False), ("block", False)):
+        model, point = trained(latent_sharing=sharing, use_sa=False), batch()
+        blocks = model.get_base_model().backbone.enc[0].blocks
+        last = model.get_base_model().backbone.enc[1].blocks[0].mix.attn
+        seen = []
+        hook = last.adapters["default"].register_forward_hook(lambda m, a, out: seen.append(out.extra["gem.default"]))
+        for block in blocks:  # so that features do not carry the change along
+            nn.init.zeros_(block.mix.attn.adapters["default"].up.weight)
+            nn.init.zeros_(block.mix.attn.adapters["default"].up.bias)
+        logits(model, point)
+        blocks[0].mix.attn.adapters["default"].read.weight.data *= 3
+        logits(model, point)
+        hook.remove()
+        assert torch.equal(seen[0], seen[1]) != depends, sharing
+
+
+def test_permuting_latents_changes_nothing_but_their_order():  # I8
+    adapter, feat = context(num_latents=4), torch.randn(30, 6)
+    state = torch.randn(2, 4, 5)
+    order = torch.tensor([2, 0, 3, 1])
+    out, read = adapter.attend(feat, [10, 20], state)
+    moved, moved_read = adapter.attend(feat, [10, 20], state[:, order])
+    torch.testing.assert_close(moved, out, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(moved_read, read[:, order], atol=1e-6, rtol=1e-6)
+
+
+def test_context_is_a_set_function():  # I9
+    adapter, feat, state = context(), torch.randn(12, 6), torch.randn(1, 4, 5)
+    out, read = adapter.attend(feat, [12], state)
+    twice, read_twice = adapter.attend(torch.cat([feat, feat]), [24], state)
+    torch.testing.assert_close(read_twice, read, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(twice[:12], out, atol=1e-6, rtol=1e-6)
+
+
+def test_reading_is_an_average():  # I10
+    adapter, feat, state = context(share="none"), torch.randn(40, 6), torch.randn(1, 4, 5)
+    _, read = adapter.attend(feat, [40], state)
+    value = adapter.read(feat)[:, 10:]
+    assert (read <= value.amax(0) + 1e-6).all() and (read >= value.amin(0) - 1e-6).all()
+    torch.testing.assert_close(adapter.softmax(torch.randn(3, 7) * 30, 1).sum(1), torch.ones(3))
+
+
+def test_attention_against_the_formula():
+    for share, cut in (("kv", (0, 1, 1)), ("qk", (0, 0, 1)), ("none", (0, 1, 2))):
+        adapter, feat, state = context(share=share, ca_scale="none"), torch.randn(9, 6), torch.randn(1, 4, 5)
+        parts = adapter.read(feat).split(5, 1)
+        q, k, v = (parts[i] for i in cut)
+        read = torch.softmax(state[0] @ k.T, 1) @ v
+        expected = torch.softmax(q @ read.T, 1) @ read
+        out, found = adapter.attend(feat, [9], state)
+        torch.testing.assert_close(found[0], read)
+        torch.testing.assert_close(out, expected)
+
+
+def test_one_latent_is_one_vector_per_scene():  # I11
+    adapter = context(num_latents=1)
+    point = collate([cloud(20, 1, 6), cloud(30, 2, 6)])
+    out = adapter(zero, point).feat
+    first, second = out.split([20, 30])
+    for scene in (first, second):
+        torch.testing.assert_close(scene, scene[:1].expand_as(scene), atol=1e-6, rtol=1e-6)
+    assert (first[0] - second[0]).abs().max() > 1e-2
+    out.square().sum().backward()
+    assert not adapter.read.weight.grad[:5].any() and adapter.read.weight.grad[5:].any()
+
+
+def test_reach_of_one_point():  # I12
+    sa, ca = spatial(), context()
+    point = collate([cloud(80, 1, 6), cloud(60, 2, 6)])
+    feat = point.feat.clone()
+    feat[17] += 1
+    near = ((point.grid_coord - point.grid_coord[17]).abs().amax(1) <= 1) & (point.batch == 0)
+    change = (sa(zero, point.but(feat=feat)).feat - sa(zero, point).feat).abs().amax(1) > 0
+    assert change[17] and not (change & ~near).any()
+    change = (ca(zero, point.but(feat=feat)).feat - ca(zero, point).feat).abs().amax(1) > 0
+    assert torch.equal(change, point.batch == 0)
+
+
+def test_scenes_do_not_meet():  # I6 on the modules
+    clouds = [cloud(50, 1, 6), cloud(70, 2, 6)]
+    for adapter in (spatial(), context()):
+        for order in (clouds, clouds[::-1]):
+            together = adapter(zero, collate(order)).feat.split([len(c) for c in order])
+            for one, part in zip(order, together, strict=True):
+                torch.testing.assert_close(adapter(zero, one).feat, part, atol=1e-6, rtol=1e-6)
+
+
+def test_empty_and_one_point_scenes():  # I13
+    one, rest = cloud(1, 3), cloud(40, 4)
+    pair = collate([one, rest])
+    holes = pair.but(offset=torch.tensor([0, 1, 1, 41]))
+    model = trained()
+    assert torch.equal(logits(model, holes), logits(model, pair))
+    adapter = context()
+    state = torch.randn(3, 4, 5)
+    _, read = adapter.attend(torch.randn(7, 6), [7, 0, 0], state)
+    assert not read[1:].any() and read[0].any()
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_spatial_adapter_is_a_dense_convolution_on_a_full_grid(kernel):  # I14
+    sa = spatial(kernel_size=kernel, sa_bias=True)
+    nn.init.normal_(sa.bias)
+    side = 6
+    grid = torch.cartesian_prod(*[torch.arange(side)] * 3)
+    point = Point(grid.float(), torch.randn(side**3, 6), torch.tensor([side**3]), grid)
+    hidden = sa.down(point.feat).T.reshape(1, 5, side, side, side)
+    dense = nn.functional.conv3d(hidden, sa.weight.permute(0, 4, 1, 2, 3), sa.bias, padding=kernel // 2)
+    expected = sa.up(dense.reshape(5, -1).T.relu())
+    torch.testing.assert_close(sa(zero, point).feat, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [spatial, context], ids=["sa", "ca"])
+def test_gradients_in_float64(make):  # I15
+    options = {"sa_act": "gelu"} if make is spatial else {}
+    adapter = make(channels=3, rank=2, **options).double()
+    point = collate([cloud(6, 1, 3), cloud(5, 2, 3)])
+    point = point.but(feat=point.feat.double())
+    parameters = [p.detach().requires_grad_() for p in adapter.parameters()]
+
+    def run(feat, *values):
+        named = dict(zip([n for n, _ in adapter.named_parameters()], values, strict=True))
+        return torch.func.functional_call(adapter, named, (zero, point.but(feat=feat))).feat
+
+    assert torch.autograd.gradcheck(run, (point.feat.requires_grad_(), *parameters), atol=1e-6)
+
+
+def test_activation_checkpointing_gives_the_same_gradients():  # I15, trap T6
+    model, point = trained(), batch()
+    block = model.get_base_model().backbone.enc[1].blocks[1]
+    wanted = [p for n, p in model.named_parameters() if p.requires_grad]
+    expected = torch.autograd.grad(model(point).square().sum(), wanted)
+    plain = block.forward
+    block.forward = lambda p: torch.utils.checkpoint.checkpoint(plain, p, use_reentrant=False)
+    found = torch.autograd.grad(model(point).square().sum(), wanted)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_zeroing_up_restores_the_frozen_model():  # I16
+    model, point = trained(), batch()
+    for name, parameter in model.named_parameters():
+        if "gem_" in name and ".up." in name:
+            parameter.data.zero_()
+    model.get_base_model().head.modules_to_save["default"].load_state_dict(tiny().head.state_dict())
+    assert torch.equal(logits(model, point), logits(tiny(), point))
+
+
+def test_translation_of_voxels():  # I18
+    point = cloud(90, 1, 6)
+    for adapter in (spatial(), context()):
+        moved = point.but(grid_coord=point.grid_coord + torch.tensor([5, 0, 11]))
+        assert torch.equal(adapter(zero, moved).feat, adapter(zero, point).feat)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step2": "updated"},
+        {"step2_norm": "points"},
+        {"step2_norm": "sigmoid"},
+        {"norm_latents": True},
+        {"latent_update": False},
+        {"context_slot": "mix"},
+        {"sa_act": "none", "sa_bias": True, "dropout": 0.1, "alpha": 0.5},
+        {"rank_sa": 3, "rank_ca": 5},
+        {"target_modules": ["cpe"], "stages": [1]},
+    ],
+    ids=str,
+)
+def test_every_option_trains_and_starts_as_identity(options):
+    point = batch()
+    model = adapt(tiny(), GEMConfig(rank=4, **options)).eval()
+    assert torch.equal(logits(model, point), logits(tiny(), point))
+    train(model, 3)
+    changed = logits(model.eval(), point)
+    assert changed.isfinite().all() and not torch.equal(changed, logits(tiny(), point))
+    small = adapt(tiny(), GEMConfig(rank=4, init="small", **options)).eval()
+    assert not torch.equal(logits(small, point), logits(tiny(), point))
+
+
+def test_no_alike_latents_at_the_start():
+    """T10: latents of std 1 read different things; with 0.02 all read the mean."""
+    torch.manual_seed(0)
+    feat = nn.functional.layer_norm(torch.randn(500, 48), (48,))
+    alike = {}
+    for std in (1.0, 0.02):
+        adapter = context(channels=48, rank=32, latent_init_std=std)
+        _, read = adapter.attend(feat, [500], adapter.latents[None])
+        state = nn.functional.normalize(adapter.latents + read[0], dim=1)
+        alike[std] = (state @ state.T)[~torch.eye(4, dtype=bool)].abs().mean().item()
+    assert alike[1.0] < 0.5 < alike[0.02]
+
+
+@pytest.mark.parametrize(
+    "options", [{"share": "vk"}, {"rank": 0}, {"kernel_size": 4}, {"targets": "decoder"}, {"num_latents": 0}], ids=str
+)
+def test_wrong_options_are_named(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        GEMConfig(**options)
+
+
+def test_shared_is_a_reference_not_a_copy():
+    store = nn.ModuleDict({"a": nn.Linear(1, 1)})
+    assert Shared(store, "a")() is store["a"]
