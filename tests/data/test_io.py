@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import laspy
@@ -438,8 +439,31 @@ def test_full_disk(kind, tmp_path, request):
     assert list(target.parent.iterdir()) == []
 
 
+def test_e57_without_its_library(tmp_path, monkeypatch):
+    (tmp_path / "a.e57").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pye57", None)
+    monkeypatch.delitem(sys.modules, "pointadapt.data.formats.e57", raising=False)
+    with pytest.raises(UserError, match=r"pip install pointadapt\[e57\]"):
+        read_scan(tmp_path / "a.e57")
+
+
 def test_is_scan(tmp_path):
     write_folder(tmp_path / "scan", cloud())
     assert is_scan(tmp_path / "scan") and is_scan(Path("A.LAZ"))
-    assert not is_scan(tmp_path) and not is_scan(Path("notes.txt"))
+    assert not is_scan(tmp_path) and not is_scan(Path("notes.txt")) and not is_scan(Path("f_labels.npy"))
     shutil.rmtree(tmp_path / "scan")
+
+
+def test_las_keeps_vlrs_and_evlrs_but_no_octree(tmp_path):
+    path, target = tmp_path / "a.laz", tmp_path / "b.laz"
+    write_las(path, cloud())
+    las = laspy.read(path)
+    las.vlrs.extend([laspy.VLR("mine", 7, "note", b"abc"), laspy.VLR("copc", 1, "copc info", bytes(160))])
+    las.evlrs = laspy.vlrs.vlrlist.VLRList([laspy.VLR("mine", 8, "long", b"x" * 100_000)])
+    las.write(path)
+    write_labels(path, target, np.full(200, 5), np.zeros(200))
+    out = laspy.read(target)
+    assert [v.record_data for v in out.vlrs if v.user_id == "mine"] == [b"abc"]
+    assert not [v for v in out.vlrs if v.user_id == "copc"]
+    assert [v.record_data for v in out.evlrs] == [b"x" * 100_000]
+    assert (out.classification == 5).all() and len(out) == 200

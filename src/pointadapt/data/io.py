@@ -83,8 +83,11 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
 
 
 def is_scan(path: Path) -> bool:
-    """Whether :func:`read_scan` would try to read it."""
-    return (path / "coord.npy").is_file() if path.is_dir() else path.suffix.lower() in FORMATS
+    """Whether it holds points, by its name; an array of labels beside an array of points does not."""
+    if path.is_dir():
+        return (path / "coord.npy").is_file()
+    beside = path.suffix.lower() == ".npy" and path.stem.endswith(("_labels", "_label"))
+    return path.suffix.lower() in FORMATS and not beside
 
 
 def format_of(path: Path) -> ModuleType:

@@ -41,7 +41,7 @@ class FileSurvey:
 
 
 def find_scans(folder: Path | str) -> list[Path]:
-    """All scans below a folder, in name order; files of labels that belong to another file are not scans."""
+    """All scans below a folder, in name order."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -54,7 +54,7 @@ def find_scans(folder: Path | str) -> list[Path]:
             found.append(here)
             continue
         paths = [here / name for name in files if not name.startswith(".")]
-        found += [path for path in paths if is_scan(path) and not path.stem.endswith(("_labels", "_label"))]
+        found += [path for path in paths if is_scan(path)]
     if not found:
         raise UserError(f"{folder}: no scans in it; supported are LAS, LAZ, PLY, PCD, E57, NPY and NPZ files")
     return sorted(found)
