@@ -6,6 +6,7 @@ pointadapt evaluate runs/site-a --split test --tta 4
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pointadapt.analysis.report import Result, write_report
 from pointadapt.data.loader import ScanDataset
 from pointadapt.data.scans import DataSet
+from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
 from pointadapt.metrics import Absent, confusion_matrix, scores, sum_over_processes
 from pointadapt.predict import vote
 from pointadapt.run import Run, dataset_of, load_model, write_text
+
+#: Scans that report.html shows in 3D.
+SCENES = 3
 
 
 def evaluate(
@@ -28,7 +34,7 @@ def evaluate(
     tta: int | None = None,
     absent: Absent = "exclude",
 ) -> dict[str, Any]:
-    """Score a trained run; returns what is also written to ``evaluation.json`` in its folder.
+    """Score a trained run; returns what is also written to ``evaluation.json`` in its folder, beside report.html.
 
     run     a Run or its folder
     split   of its data set; default "test" where there is one, else "val"
@@ -45,7 +51,14 @@ def evaluate(
     model = load_model(run, dataset.names, checkpoint).to(device)
     scans = ScanDataset(dataset, split, train=False, limit=run.tile, cache=run.cache)
     views = run.tta if tta is None else tta
-    counts = confusion_of(model, scans, run, device, views)
+    scenes: list[dict[str, Any]] = []
+
+    def keep(sample: Sample, found: Tensor) -> None:
+        if len(scenes) < SCENES:
+            shown = {key: sample[key] for key in ("name", "coord", "color", "segment")}
+            scenes.append({**shown, "predicted": found.numpy(), "classes": dataset.names})
+
+    counts = confusion_of(model, scans, run, device, views, keep)
     result = {
         "run": str(run.folder),
         "split": split,
@@ -57,16 +70,29 @@ def evaluate(
         "confusion": counts.tolist(),
     }
     write_text(run.folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    title = f"{run.method} on {run.data.resolve().name}: {split}"
+    write_report(run.folder / "report.html", title, [Result.from_run(run.folder)], scenes)
     return result
 
 
-def confusion_of(model: nn.Module, scans: ScanDataset, run: Run, device: torch.device, views: int = 0) -> Tensor:
-    """[classes, classes] counts over the original points of all scans, shared out over processes and summed up."""
+def confusion_of(
+    model: nn.Module,
+    scans: ScanDataset,
+    run: Run,
+    device: torch.device,
+    views: int = 0,
+    each: Callable[[Sample, Tensor], None] = lambda sample, found: None,
+) -> Tensor:
+    """[classes, classes] counts over the original points of all scans, shared out over processes and summed up.
+
+    ``each`` is called with every sample and its predicted class per point [N].
+    """
     classes = len(scans.dataset.names)
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     for index in range(rank, len(scans), processes):
         sample = scans[index]
         found = vote(model, sample, scans.dataset.voxel, run, device, views).argmax(1)
+        each(sample, found)
         counts += confusion_matrix(found, torch.from_numpy(sample["segment"]), classes)
     return sum_over_processes(counts)
