@@ -1,6 +1,6 @@
-"""What every method keeps, whatever it is: one body of checks, run over all of METHODS (tests/methods/test_contract.py).
+"""What every method keeps, whatever it is: one body of checks, run over all of METHODS.
 
-A check is a function of a :class:`Case`; ``CHECKS`` lists them.
+The test is tests/methods/test_contract.py. A check is a function of a :class:`Case`; ``CHECKS`` lists them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from contracts import BACKBONES, batch, logits, tiny, train
 from torch import nn
 
+from contracts import BACKBONES, batch, logits, tiny, train
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt

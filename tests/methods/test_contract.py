@@ -1,8 +1,8 @@
 """Every method on every kind of backbone keeps the contract of tests/contracts.py."""
 
 import pytest
-from contracts import BACKBONES, CHECKS, Case
 
+from contracts import BACKBONES, CHECKS, Case
 from pointadapt.methods import METHODS
 
 #: a decoder probe needs a decoder

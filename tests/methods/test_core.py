@@ -10,10 +10,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from contracts import Case, assert_same, batch, cloud, frozen_state, logits, tiny, train
 from peft import PeftType
 from torch import nn
 
+from contracts import Case, assert_same, batch, cloud, frozen_state, logits, tiny, train
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt, load_adapted, options
 from pointadapt.methods.adapters import BitFitConfig, BottleneckConfig, LinearConfig
@@ -178,7 +178,7 @@ def test_adapter_of_another_method_or_size_is_an_error(tmp_path):
 
 
 def test_peft_types_behave_as_enum_members():
-    for method in ("gem", "pointtpa", "bottleneck", "bitfit", "linear", "decoder", "full"):
+    for method in ("gem", "pointtpa", "adapter", "bitfit", "linear", "decoder", "full"):
         member = PeftType(method.upper())
         assert member == method.upper() and member is getattr(PeftType, method.upper()) and member in set(PeftType)
         assert pickle.loads(pickle.dumps(member)) is member and json.dumps(member) == f'"{method.upper()}"'

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from contracts import batch, cloud, logits, tiny, train
 from torch import nn
 
+from contracts import batch, cloud, logits, tiny, train
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
@@ -140,8 +140,10 @@ def test_latents_travel_through_all_blocks():
         model, point = trained(latent_sharing=sharing, use_sa=False), batch()
         blocks = model.get_base_model().backbone.enc[0].blocks
         last = model.get_base_model().backbone.enc[1].blocks[0].mix.attn
-        seen = []
-        hook = last.adapters["default"].register_forward_hook(lambda m, a, out: seen.append(out.extra["gem.default"]))
+        seen: list[torch.Tensor] = []
+        hook = last.adapters["default"].register_forward_hook(
+            lambda m, a, out, seen=seen: seen.append(out.extra["gem.default"])
+        )
         for block in blocks:  # so that features do not carry the change along
             nn.init.zeros_(block.mix.attn.adapters["default"].up.weight)
             nn.init.zeros_(block.mix.attn.adapters["default"].up.bias)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import batch, cloud, logits, tiny, train
-from parity.pointtpa import check
 from torch import nn
 
+from contracts import batch, cloud, logits, tiny, train
+from parity.pointtpa import check
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt

@@ -19,7 +19,7 @@ from pointadapt.point import Point
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "none": nn.Identity}
 
 
-@peft_method("bottleneck")
+@peft_method("adapter", prefix="bottleneck_")
 @dataclass
 class BottleneckConfig(AdapterConfig):
     """A bottleneck C -> mid -> C beside every feed-forward branch (parallel), or behind both branches (houlsby).

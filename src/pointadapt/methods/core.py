@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import peft
 import torch
@@ -105,7 +105,9 @@ class AdapterConfig(Recorded):
             "against the end of module names. Default: the method's own."
         },
     )
-    targets: str = field(default="encoder", metadata={"help": "encoder: leave decoder blocks alone; all: adapt them."})
+    targets: Literal["encoder", "all"] = field(
+        default="encoder", metadata={"help": "encoder: leave decoder blocks alone; all: adapt them."}
+    )
     stages: list[int] | None = field(
         default=None, metadata={"help": "Only these stages, counted from 0 at full resolution. Default: all."}
     )
@@ -261,7 +263,7 @@ class Tuner(BaseTuner):
         config: AdapterConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         config.base_model_name_or_path = None  # see Recorded
         modules = plain_modules(model)
-        others = [c.modules_to_save for name, c in self.peft_config.items() if name != adapter_name]
+        others = [cast(Any, c).modules_to_save for name, c in self.peft_config.items() if name != adapter_name]
         if config.modules_to_save is None and any(others):  # a further adapter brings a head of its own, too
             config.modules_to_save = list(next(filter(None, others)))
         elif config.modules_to_save is None and not config.target_modules:
@@ -449,16 +451,20 @@ def register_peft_type(name: str) -> PeftType:
     return PeftType(name)
 
 
-def peft_method(name: str) -> Callable[[type], type]:
-    """Class decorator: make the config's method known to peft as ``name`` (upper case in adapter_config.json)."""
+def peft_method(name: str, prefix: str | None = None) -> Callable[[type], type]:
+    """Class decorator: make the config's method known to peft as ``name`` (upper case in adapter_config.json).
+
+    prefix  start of the names of its modules, ``<name>_`` if not given
+    """
+    prefix = prefix or f"{name}_"
 
     def register(config_cls: type) -> type:
         config_cls.method = name  # type: ignore[attr-defined]
         module = sys.modules[config_cls.__module__]
-        tuner = type(f"{config_cls.__name__}Tuner", (Tuner,), {"prefix": f"{name}_", "__module__": module.__name__})
+        tuner = type(f"{config_cls.__name__}Tuner", (Tuner,), {"prefix": prefix, "__module__": module.__name__})
         setattr(module, tuner.__name__, tuner)  # so that models can be pickled
         register_peft_type(name.upper())
-        register_peft_method(name=name, config_cls=config_cls, model_cls=tuner)
+        register_peft_method(name=name, config_cls=config_cls, model_cls=tuner, prefix=prefix)
         return config_cls
 
     return register
@@ -486,7 +492,9 @@ class LoraConfig(Recorded, peft.LoraConfig):
     target_modules: list[str] | str | None = as_in_lora(
         "target_modules", "Slots (qkv, proj, fc1, fc2) or module names to adapt.", default_factory=lambda: ["qkv"]
     )
-    targets: str = field(default="encoder", metadata={"help": "encoder: leave decoder blocks alone; all: adapt them."})
+    targets: Literal["encoder", "all"] = field(
+        default="encoder", metadata={"help": "encoder: leave decoder blocks alone; all: adapt them."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -205,7 +205,7 @@ class DynamicDown(nn.Module):
         """[P, K], rows sum to 1."""
         if self.gate is None:
             return feat.new_full((len(patches.lengths), self.experts), 1 / self.experts)
-        # Rows of a patch lie behind each other in order: this sum is deterministic on every device (unsafe = unchecked).
+        # Rows of a patch lie behind each other in order: this sum is deterministic on every device.
         total = torch.segment_reduce(feat[patches.order].float(), "sum", lengths=patches.lengths, unsafe=True)
         return self.gate(total / patches.divisor[:, None])
 
