@@ -121,6 +121,13 @@ def test_splits_are_deterministic_and_cover_classes(tmp_path):
     assert len(first["val"]) == 2 and len({"02.npz", "07.npz"} & set(first["val"])) == 1
 
 
+@pytest.mark.parametrize("rare", range(6))
+def test_a_class_of_one_file_is_learned(tmp_path, rare):
+    for i in range(6):
+        write_npz(tmp_path / f"{i}.npz", [1, 2, 3] if i == rare else [1, 2])
+    assert f"{rare}.npz" in DataSet.open(init_dataset(tmp_path)).splits["train"]
+
+
 @pytest.mark.parametrize("labels", [None, [-1], [0]])
 def test_nothing_to_learn_from(tmp_path, labels):
     if labels == [0]:

@@ -1,5 +1,7 @@
 """Grid sampling: cells, hashes, one point per voxel, fragments. (Stored official results: tests/parity.)"""
 
+import math
+
 import pytest
 import torch
 
@@ -16,6 +18,13 @@ def test_cells_are_floors_from_zero():
     assert least.tolist() == [-2, 0, 25]
     assert cells.tolist() == [[0, 0, 0], [2, 1, 1], [3, 2, 2]]  # 0.2f / 0.2 is just above 1, 5.4f / 0.2 just above 27
     assert grid_index(coord.double(), 0.2)[0].dtype == torch.int64
+
+
+def test_divides_in_double_precision():
+    coord = torch.arange(400)[:, None].expand(-1, 3) * 0.05  # float32: many lie a hair below a border
+    want = [math.floor(value / 0.05) for value in coord[:, 0].tolist()]
+    assert grid_index(coord, 0.05)[0][:, 0].tolist() == want
+    assert want != torch.floor(coord[:, 0] / 0.05).tolist()
 
 
 def test_geo_coordinates_keep_their_cells():
@@ -42,6 +51,7 @@ def test_fnv_against_python_integers():
 @pytest.mark.parametrize("name", HASHES)
 def test_voxels_group_equal_cells(name):
     cells, _ = grid_index(points(2000), 0.1)
+    cells = cells * 6000  # keys then use all 64 bits
     voxels = voxelize(cells, name)
     unique, inverse, count = torch.unique(cells, dim=0, return_inverse=True, return_counts=True)
     assert len(voxels) == len(unique)
@@ -51,6 +61,7 @@ def test_voxels_group_equal_cells(name):
     assert torch.equal(voxels.count[pairs[:, 0]], count[pairs[:, 1]])
     ordered = voxels.key[voxels.order].numpy().view("uint64")
     assert (ordered[1:] >= ordered[:-1]).all()
+    assert name == "ravel" or ordered[0] < 2**63 < ordered[-1]
 
 
 def test_no_collisions_on_a_dense_block():
