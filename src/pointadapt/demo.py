@@ -74,7 +74,7 @@ def label_rooms(out: Path, arms: list[str]) -> list[dict[str, Any]]:
     labelled = {arm: out / "labelled" / arm.lower().replace(" ", "-") for arm in arms}
     for arm, folder in labelled.items():
         for room in rooms:
-            predict(run_folder(out, arm, 0), room, folder / room.name, overwrite=True)
+            predict(run_folder(out, arm, 0), room, folder / room.name, overwrite=True, quiet=True)
     scenes = []
     for room in rooms[:2]:
         sample = dataset.read(room)

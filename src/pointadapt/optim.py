@@ -72,12 +72,12 @@ def make_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
     Peaks are the groups' own learning rates. As in the official recipes AdamW's beta1 moves too: .95 -> .85 -> .95.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
-    total = max(steps, 2)
+    total = max(steps, 3)
     return OneCycleLR(
         optimizer,
         max_lr=peaks,
         total_steps=total,
-        pct_start=max(0.05, 2 / total),  # a warm-up of less than one step breaks its arithmetic
+        pct_start=max(0.05, 2 / total),  # its arithmetic divides by the length of each part
         anneal_strategy="cos",
         div_factor=10,
         final_div_factor=1000,

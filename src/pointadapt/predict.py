@@ -36,12 +36,13 @@ def predict(
     checkpoint: str = "best",
     overwrite: bool = False,
     tta: int | None = None,
+    quiet: bool = False,
 ) -> list[Path]:
     """Label one file, or every scan in a folder; returns the files written.
 
     run    a Run or its folder
     out    file, or folder for a folder. Default: beside the source, ``_labelled`` behind its name
-    tta    test-time views, default the run's (Run.tta)
+    tta    test-time views, default the run's (Run.tta);  quiet: no progress bar
     Memory stays bounded: a scan is computed in tiles of at most ``Run.tile`` voxels. Raises UserError before anything
     is computed when a target exists already; scans of a folder that cannot be read are named after all others are done.
     """
@@ -52,7 +53,7 @@ def predict(
     model = load_model(run, dataset.names, checkpoint).to(device)
     views = run.tta if tta is None else tta
     failed: list[str] = []
-    with progress_bar() as show:
+    with progress_bar(hidden=quiet) as show:
         for number, (scan, target) in enumerate(jobs, 1):
             show(0, f"{scan.name} ({number}/{len(jobs)})")
             try:
@@ -160,13 +161,13 @@ def autocast(run: Run, device: torch.device) -> AbstractContextManager:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[float, str | None], None]]:
+def progress_bar(hidden: bool) -> Iterator[Callable[[float, str | None], None]]:
     """Yields ``show(share done, name)``, a bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
         task = bar.add_task("", total=1.0)
 
         def show(share: float, name: str | None) -> None:

@@ -207,13 +207,13 @@ def named_method(config: Any) -> tuple[str, dict[str, Any]]:
     """(name, options that differ from the defaults) of a method's config object such as ``GEMConfig(rank=16)``."""
     from pointadapt.methods import METHODS
 
-    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-    if kind not in METHODS:
+    name = next((name for name, known in METHODS.items() if type(config) is known), None)
+    if name is None:
         raise UserError(f"{type(config).__name__} is no method of pointadapt; there are {', '.join(METHODS)}")
-    default = METHODS[kind]()
+    default = METHODS[name]()
     names = [f.name for f in dataclasses.fields(config) if f.init]
     changed = {n: getattr(config, n) for n in names if getattr(config, n) != getattr(default, n)}
-    return kind, {n: sorted(v) if isinstance(v, set) else v for n, v in changed.items()}
+    return name, {n: sorted(v) if isinstance(v, set) else v for n, v in changed.items()}
 
 
 def made() -> dict[str, Any]:

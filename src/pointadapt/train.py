@@ -1,7 +1,8 @@
 """Training: one visible loop on accelerate, from a laptop's CPU to several machines.
 
     pointadapt adapt scans/ --method gem                       # or: import pointadapt as pa; pa.train(pa.Run("scans"))
-    accelerate launch --num_processes 4 -m pointadapt adapt scans/
+    accelerate launch --num_processes 4 -m pointadapt.cli adapt scans/ --batch-size 8       # four GPUs
+    torchrun --nproc_per_node 2 -m pointadapt.cli adapt scans/                              # two processes on CPUs
 
 Everything random depends on (seed, step, place in the batch) alone: data order, transforms, dropout, shuffled curves.
 So a killed run that resumes from its last state does exactly what the uninterrupted one would have done.

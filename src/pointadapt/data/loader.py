@@ -184,7 +184,7 @@ def collate_batch(
     if segment is not None:
         batch["segment"] = segment
     for key in ("name", "inverse", "origin_segment", "index"):
-        if key in samples[0]:
+        if all(key in sample for sample in samples):  # a crop drops what belonged to all points, where it cuts
             values = [sample[key] for sample in samples]
             batch[key] = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values]
     return batch

@@ -1,0 +1,270 @@
+"""Training: what it changes and what it must not, resuming after a kill, accumulation, processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pointadapt.checkpoint import trained_state
+from pointadapt.data.loader import ScanDataset
+from pointadapt.data.scans import DataSet
+from pointadapt.errors import UserError
+from pointadapt.methods import METHODS
+from pointadapt.run import Run, build_model, load_model
+from pointadapt.train import Crops, check_trained, make_accelerator, train
+from tiny_runs import tiny_run, write_scans
+
+HERE = Path(__file__).parent
+
+
+def rows(run: Run) -> list[dict]:
+    """metrics.jsonl without the times."""
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def adapter(run: Run, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "adapter" / which / "adapter_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run, and what train returned."""
+    run = tiny_run(tmp_path_factory.mktemp("finished"), steps=40, eval_every=10)
+    return run, train(run)
+
+
+def test_it_learns(finished):
+    run, result = finished
+    assert result["val"]["miou"] > 0.8
+    losses = [row["loss"] for row in rows(run) if "loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_result_and_files(finished):
+    run, result = finished
+    assert json.loads((run.folder / "result.json").read_text()) == result
+    found = {str(f.relative_to(run.folder)) for f in run.folder.rglob("*") if f.is_file()}
+    assert {"run.json", "metrics.jsonl", "state/state.pt"} <= found
+    for which in ("best", "last"):
+        assert f"adapter/{which}/adapter_model.safetensors" in found
+    assert any(name.startswith("tensorboard/events") for name in found)
+    assert not [name for name in found if "tmp" in name]
+    counts = result["parameters"]
+    head = 48 * 3 + 3
+    assert counts["trained"] - counts["trained_without_head"] == head
+    assert counts["trained"] == sum(v.numel() for k, v in adapter(run).items() if not k.endswith("fingerprint"))
+    assert result["seconds"] > 0 and result["peak_memory"] > 1e6
+    assert [row["step"] for row in rows(run) if "miou" in row] == [10, 20, 30, 40]
+
+
+def test_best_is_the_best_validation(finished):
+    run, result = finished
+    scores = {row["step"]: row["miou"] for row in rows(run) if "miou" in row}
+    assert result["best_step"] == max(scores, key=lambda step: (scores[step], -step))
+    assert result["val"]["miou"] == max(scores.values())
+
+
+def test_frozen_weights_do_not_move(finished):
+    run, _ = finished
+    before = build_model(run, ["ground", "wall", "box"])
+    after = load_model(run, ["ground", "wall", "box"], "last")
+    changed = set(trained_state(before))
+    state = before.state_dict()
+    for name, value in after.state_dict().items():
+        if name not in changed and "modules_to_save" not in name:
+            assert torch.equal(value, state[name]), name
+
+
+def test_the_same_twice(finished, tmp_path):
+    run, _ = finished
+    again = Run.load(run.folder)
+    again.out, again.steps, again.eval_every = tmp_path / "again", 10, 5
+    first = train(again)
+    again.out = tmp_path / "once more"
+    second = train(again)
+    assert first["val"] == second["val"]
+    again.out = tmp_path / "again"
+    one = adapter(again)
+    again.out = tmp_path / "once more"
+    assert same(one, adapter(again))
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from tiny_runs import tiny_run
+from pathlib import Path
+import pointadapt.checkpoint as checkpoint
+from pointadapt.train import train
+
+write = checkpoint.write_bytes
+def write_then_wait(file, content):
+    write(file, content)
+    print("saved", flush=True)
+checkpoint.write_bytes = write_then_wait
+train(tiny_run(Path({folder!r}), steps=12, eval_every=3, method={method!r}, drop_path=True, mix3d=0.5))
+"""
+
+
+@pytest.mark.parametrize("method", ["gem", "full"])
+def test_killed_and_resumed_is_as_never_interrupted(tmp_path, method):
+    """SIGKILL in the middle of a step, resume in a new process's place: same metrics, weights equal bit by bit."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = tiny_run(tmp_path / "whole", steps=12, eval_every=3, method=method, drop_path=True, mix3d=0.5)
+    train(whole)
+    script = KILLED.format(path=[str(HERE), str(HERE.parent / "src")], folder=str(tmp_path / "killed"), method=method)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        for _ in range(2):  # two states are written, then some more steps are done
+            assert process.stdout.readline() == b"saved\n"
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    killed = tiny_run(tmp_path / "killed", steps=12, eval_every=3, method=method, drop_path=True, mix3d=0.5)
+    assert not (killed.folder / "result.json").exists()
+    state = torch.load(killed.folder / "state" / "state.pt", weights_only=True)
+    assert 6 <= state["progress"]["step"] < 12
+    result = train(killed, resume=True)
+    assert rows(killed) == rows(whole)
+    for which in ("best", "last"):
+        assert same(adapter(killed, which), adapter(whole, which))
+    assert result["steps"] == 12 and result["val"] == json.loads((whole.folder / "result.json").read_text())["val"]
+
+
+def test_resume_refuses_other_settings(finished):
+    run, _ = finished
+    other = Run.load(run.folder)
+    other.lr = 1e-3
+    with pytest.raises(UserError, match=r"lr 0.01 -> 0.001"):
+        train(other, resume=True)
+    other = Run.load(run.folder)
+    other.num_workers = 1  # does not change what is computed
+    assert train(other, resume=True)["steps"] == 40
+
+
+def test_existing_folders(finished, tmp_path):
+    run, _ = finished
+    with pytest.raises(UserError, match="--resume .* --overwrite"):
+        train(run)
+    with pytest.raises(UserError, match="no saved state"):
+        train(tiny_run(tmp_path), resume=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        train(tiny_run(tmp_path, out=tmp_path / "file"))
+    mine = tmp_path / "run" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    short = tiny_run(tmp_path, steps=1)
+    train(short)
+    train(short, overwrite=True)
+    assert mine.read_text() == "mine"
+
+
+def test_accumulated_parts_are_the_whole_step(tmp_path):
+    """One batch of two crops, or two parts of one: the same crops; without Lovász's batch effects the same mean."""
+    crops = {}
+    for parts in (1, 2):
+        run = tiny_run(tmp_path, grad_accum=parts)
+        made = Crops(run, ScanDataset(DataSet.open(run.data), "train"), make_accelerator(run))
+        batches = list(made.loader(start=3))
+        assert len(batches) == 3 * parts
+        crops[parts] = torch.cat([batch["point"].coord for batch in batches])
+    assert torch.equal(crops[1], crops[2])
+    assert train(tiny_run(tmp_path, grad_accum=2, steps=2))["steps"] == 2
+
+
+def test_every_scan_once_per_epoch_and_the_same_with_workers(tmp_path):
+    run = tiny_run(tmp_path, batch_size=3, steps=4)
+    scans = ScanDataset(DataSet.open(run.data), "train")
+    batches = list(Crops(run, scans, make_accelerator(run)).loader(start=0))
+    assert [sorted(batch["name"]) for batch in batches] == [["train0.ply", "train1.ply", "train2.ply"]] * 4
+    assert not torch.equal(batches[0]["point"].coord[:100], batches[1]["point"].coord[:100])
+    run.num_workers = 2
+    parallel = list(Crops(run, scans, make_accelerator(run)).loader(start=2))
+    for one, other in zip(batches[2:], parallel, strict=True):
+        assert torch.equal(one["point"].feat, other["point"].feat) and one["name"] == other["name"]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_trains(tmp_path, method):
+    run = tiny_run(tmp_path, method=method, options={}, steps=2, decoder=method == "decoder")
+    result = train(run)
+    assert result["loss"] > 0
+    load_model(run, ["ground", "wall", "box"])
+
+
+def test_bf16_on_the_cpu(tmp_path):
+    result = train(tiny_run(tmp_path, precision="bf16", steps=4))
+    assert result["val"]["points"] > 0
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        train(tiny_run(tmp_path, precision="fp16"), overwrite=True)
+
+
+def test_without_validation_scans(tmp_path):
+    write_scans(tmp_path / "scans", val=0)
+    result = train(tiny_run(tmp_path, steps=3))
+    assert result["val"] is None and result["best_step"] == 3
+
+
+def test_divergence_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step"):
+        train(tiny_run(tmp_path, lr=1e30, head_lr=1e30, clip=1e30, steps=20))
+
+
+def test_optimiser_holds_what_is_trained(tmp_path):
+    model = build_model(tiny_run(tmp_path), ["a", "b"])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    check_trained(model, [{"name": "head", "params": parameters}])
+    frozen = next(p for p in model.parameters() if not p.requires_grad)
+    for wrong in (parameters[1:], [*parameters, frozen], [*parameters, parameters[0]]):
+        with pytest.raises(RuntimeError, match="optimiser"):
+            check_trained(model, [{"name": "head", "params": wrong}])
+    with pytest.raises(RuntimeError, match="head is not trainable"):
+        check_trained(model, [{"name": "adapters", "params": parameters}])
+
+
+PROCESSES = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from tiny_runs import tiny_run
+from pointadapt.train import train
+result = train(tiny_run(Path({folder!r}), steps=6, eval_every=3))
+assert result["processes"] == 2, result
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """gloo on the CPU: half a batch each, gradients averaged, one set of files, scores over all scans."""
+    one = tiny_run(tmp_path / "one", steps=6, eval_every=3)
+    write_scans(one.data, val=3)
+    train(one)
+    two = tiny_run(tmp_path / "two", steps=6, eval_every=3)
+    write_scans(two.data, val=3)
+    script = tmp_path / "script.py"
+    script.write_text(PROCESSES.format(path=[str(HERE), str(HERE.parent / "src")], folder=str(tmp_path / "two")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["step"] for row in rows(two)] == [row["step"] for row in rows(one)]
+    for a, b in zip(rows(one), rows(two), strict=True):
+        if "miou" in a:
+            assert a["points"] == b["points"] and abs(a["miou"] - b["miou"]) < 0.3
+    assert adapter(one).keys() == adapter(two).keys()
