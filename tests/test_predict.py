@@ -1,0 +1,190 @@
+"""Prediction: same file back with class and confidence, any size, input untouched, nothing silently skipped."""
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import laspy
+import numpy as np
+import pytest
+import torch
+from plyfile import PlyData, PlyElement
+
+from pointadapt.data.io import read_scan
+from pointadapt.data.scan import Scan
+from pointadapt.data.scans import DataSet
+from pointadapt.data.synthetic import write_ply
+from pointadapt.errors import UserError
+from pointadapt.predict import classify, list_jobs, predict
+from pointadapt.run import Run, dataset_of
+from pointadapt.train import train
+from tiny_runs import CLASSES, ByColor, scan, tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    made = tiny_run(tmp_path_factory.mktemp("run"), steps=40, eval_every=40)
+    train(made)
+    return made
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_ply_round_trip(run, tmp_path):
+    source = run.data / "test4.ply"
+    before = digest(source)
+    (target,) = predict(run.folder, source, tmp_path / "out.ply")
+    assert digest(source) == before and target == tmp_path / "out.ply"
+    old, new = PlyData.read(source)["vertex"], PlyData.read(target)["vertex"]
+    for name in ("x", "y", "z", "red", "label"):
+        assert (old[name] == new[name]).all()
+    assert set(np.unique(new["class"])) <= set(CLASSES)
+    assert ((new["confidence"] > 1 / 3 - 1e-6) & (new["confidence"] <= 1)).all()
+    known = old["label"] != 99
+    assert (new["class"] == old["label"])[known].mean() > 0.85
+
+
+def test_laz_far_from_the_origin(run, tmp_path):
+    """Coordinates of a national grid give the same classes as the same scan at the origin."""
+    coord, color, label = scan(7)
+    shift = np.array([914_000.25, 6_457_000.5, 210.0])
+    las = laspy.LasData(laspy.LasHeader(point_format=7, version="1.4"))
+    step = 0.00117  # hardly a whole number of steps makes a voxel edge, where rounding would decide
+    coord = (coord / step).round().astype(np.float32) * np.float32(step)
+    las.header.scales, las.header.offsets = [step] * 3, shift
+    las.xyz = coord.astype(np.float64) + shift
+    las.red, las.green, las.blue = (color.astype(np.uint16) * 256).T
+    las.write(tmp_path / "far.laz")
+    write_ply(tmp_path / "near.ply", coord, color, label)
+    (far,) = predict(run, tmp_path / "far.laz")
+    (near,) = predict(run, tmp_path / "near.ply")
+    assert far.name == "far_labelled.laz"
+    classes = np.asarray(laspy.read(far).classification)
+    assert (classes == PlyData.read(near)["vertex"]["class"]).mean() > 0.98
+    assert np.abs(laspy.read(far).xyz - las.xyz).max() < 1e-3
+
+
+@pytest.mark.parametrize("up", ["z", "y"])
+def test_tiles_agree_with_one_pass(run, up):
+    """Every point of a wide scan gets its own answer, in tiles as in one pass; tiles lie in the horizontal plane."""
+    coord, color, label = scan(5, points=4000, size=60.0)
+    coord = coord.astype(np.float64)
+    wide = Scan(Path("wide.ply"), coord if up == "z" else coord[:, [0, 2, 1]] * [1, 1, -1], color)
+    dataset = dataclasses.replace(dataset_of(run), up=up)
+    answers = []
+    for limit in (100_000, 800):
+        tiled = dataclasses.replace(run, tile=limit)
+        answers.append(classify(ByColor(), dataset, wide, tiled, torch.device("cpu")))
+    (one, confidence), (many, _) = answers
+    assert (confidence > 1 / 3).all()
+    assert (one == many).mean() > 0.99
+    assert (one == np.searchsorted([10, 20, 30], label))[label != 99].mean() > 0.9
+
+
+def test_folder(run, tmp_path, capsys):
+    folder = tmp_path / "scans"
+    (folder / "deep").mkdir(parents=True)
+    write_ply(folder / "a.ply", *scan(1))
+    write_ply(folder / "deep" / "b.ply", *scan(2))
+    (folder / "notes.txt").write_text("not a scan")
+    written = predict(run, folder)
+    out = tmp_path / "scans_labelled"
+    assert written == [out / "a.ply", out / "deep" / "b.ply"] and all(file.exists() for file in written)
+    assert "notes.txt" in capsys.readouterr().err
+    with pytest.raises(UserError, match="exists already"):
+        predict(run, folder)
+    assert predict(run, folder, overwrite=True) == written
+
+
+def test_a_broken_scan_in_a_folder_is_told_after_the_others_are_done(run, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    write_ply(folder / "a.ply", *scan(1))
+    write_ply(folder / "z.ply", *scan(2))
+    (folder / "m.ply").write_bytes((folder / "a.ply").read_bytes()[:700])
+    with pytest.raises(UserError, match=r"1 of 3 scans were not labelled: .*m\.ply"):
+        predict(run, folder)
+    assert sorted(file.name for file in (tmp_path / "scans_labelled").iterdir()) == ["a.ply", "z.ply"]
+
+
+def test_refusals(run, tmp_path):
+    source = tmp_path / "scan.ply"
+    write_ply(source, *scan(1))
+    for out, message in (
+        (source, "is the scan itself"),
+        (tmp_path / "other.laz", "another format"),
+        (tmp_path, "another format"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list_jobs(source, out, overwrite=True)
+    with pytest.raises(UserError, match="there is no scan"):
+        list_jobs(tmp_path / "nothing.ply", None, overwrite=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no scans"):
+        list_jobs(tmp_path / "empty", None, overwrite=False)
+    link = tmp_path / "link.ply"
+    link.symlink_to(source)
+    with pytest.raises(UserError, match="is the scan itself"):
+        list_jobs(source, link, overwrite=True)
+
+
+def test_bad_scans_leave_nothing_behind(run, tmp_path):
+    coord, color, label = scan(1)
+    coord[3, 1] = np.nan
+    write_ply(tmp_path / "nan.ply", coord, color, label)
+    (tmp_path / "empty.ply").write_bytes(b"")
+    for name in ("nan.ply", "empty.ply"):
+        with pytest.raises(UserError, match=name):
+            predict(run, tmp_path / name)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.ply", "nan.ply"]
+
+
+def test_unlabelled_scans_and_one_point(run, tmp_path):
+    coord, color, _ = scan(3)
+    types = [("x", "f4"), ("y", "f4"), ("z", "f4")]
+    for name, rows in (("bare.ply", coord), ("one.ply", coord[:1])):
+        vertex = np.array([tuple(row) for row in rows], dtype=types)
+        PlyData([PlyElement.describe(vertex, "vertex")]).write(tmp_path / name)
+        (target,) = predict(run, tmp_path / name)
+        assert len(read_scan(target, "class").label) == len(rows)
+
+
+def test_an_unfinished_run(tmp_path):
+    started = tiny_run(tmp_path)
+    started.save(DataSet.open(started.data))
+    with pytest.raises(UserError, match="no trained adapter yet"):
+        predict(started, started.data / "test4.ply")
+
+
+MEMORY = """
+import resource, sys
+sys.path[:0] = {path!r}
+import numpy as np
+import torch
+from pointadapt.predict import predict
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+predict({run!r}, {source!r}, quiet=True)
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded(run, tmp_path):
+    """200,000 points in tiles: what a pass needs does not grow with the scan; some 100 bytes a point do."""
+    rng = np.random.default_rng(0)
+    coord = rng.uniform(0, [60, 20, 1], (200_000, 3)).astype(np.float32)
+    write_ply(tmp_path / "big.ply", coord, np.zeros((len(coord), 3), np.uint8), np.zeros(len(coord), np.int32))
+    path = [str(Path(__file__).parent.parent / "src")]
+    tiled = Run.load(run.folder)
+    tiled.tile, tiled.out = 20_000, tmp_path / "run"
+    tiled.save(dataset_of(run))
+    (tmp_path / "run" / "adapter").symlink_to(run.folder / "adapter")
+    script = MEMORY.format(path=path, run=str(tmp_path / "run"), source=str(tmp_path / "big.ply"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, after = map(int, done.stdout.split())
+    assert (after - before) / 1024 < 300, "MiB on top of the imports"
