@@ -252,10 +252,11 @@ class Tuner(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Build all adapters, then put them in place, inner modules before outer ones.
+        """Build all adapters, then put them in place.
 
-        peft's own loop goes parents first and skips what lies below a wrapped module, so that ``attn`` and
-        ``attn.qkv`` could not both be adapted. Nothing is changed in the model when a check or a config fails.
+        peft's own loop skips what lies below a module it has wrapped, so that ``attn`` and ``attn.qkv`` could not
+        both be adapted, and a second adapter would miss the inner one. Nothing is changed in the model when a check
+        or a config fails.
         Raises UserError for targets that do not exist and for adapter names that would lose weights on save.
         """
         if state_dict is not None:
@@ -281,7 +282,7 @@ class Tuner(BaseTuner):
         trainable = [] if is_first else [(p, p.requires_grad) for p in self.parameters()]
         if shared is not None:
             self.store[adapter_name] = move(shared, device_of(model))
-        for site, adapter in sorted(built, key=lambda pair: -pair[0].name.count(".")):
+        for site, adapter in built:
             parent, _, child = site.name.rpartition(".")
             self._create_and_replace(
                 config, adapter_name, modules[site.name], child, modules[parent], site.name, adapter=adapter

@@ -205,11 +205,7 @@ class ContextAdapter(Adapter):
         scenes = zip(query.split(counts), key.split(counts), value.split(counts), state, strict=True)
         for q, k, v, latents in scenes:
             latents = latents.to(q.dtype)
-            if len(q) == 0:  # an empty scene: nothing to read, the state stays
-                contexts.append(q)
-                reads.append(torch.zeros_like(latents))
-                continue
-            read = self.softmax(latents @ k.T, 1) @ v  # L_c [L, R]
+            read = self.softmax(latents @ k.T, 1) @ v  # L_c [L, R]; zeros for an empty scene
             source = latents + read if self.step2 == "updated" else read
             logits = q @ source.T  # [N, L]
             if self.step2_norm == "sigmoid":
