@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pointadapt.errors import UserError
@@ -77,6 +78,8 @@ def save(out: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, 
     value = now.scores["miou"] if now.scores else float(now.step)
     if now.best is None or not now.scores or value > now.best["miou"]:
         now.best, now.best_step = now.scores, now.step
+    if now.losses:  # of all processes: a resumed run starts each from the same state
+        now.losses = list(accelerator.reduce(torch.stack(now.losses), "mean"))
     if accelerator.is_main_process:
         bare = accelerator.unwrap_model(model)
         for name in ("best", "last") if now.best_step == now.step else ("last",):
@@ -96,7 +99,11 @@ def save(out: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, 
 
 def load_state(out: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, schedule: Any) -> Progress:
     """Set model, optimiser and schedule to the saved state."""
-    state = torch.load(out / "state" / "state.pt", map_location="cpu", weights_only=True)
+    file = out / "state" / "state.pt"
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has a dozen ways to say that a file is damaged
+        raise UserError(f"{file} is damaged ({str(error).splitlines()[0]}): start again with --overwrite") from error
     bare = accelerator.unwrap_model(model)
     expected = trained_state(bare)
     if expected.keys() != state["model"].keys():
@@ -108,7 +115,9 @@ def load_state(out: Path, accelerator: Accelerator, model: nn.Module, optimizer:
     schedule.load_state_dict(state["schedule"])
     if accelerator.scaler and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
-    return Progress(**state["progress"])
+    now = Progress(**state["progress"])
+    now.losses = [loss.to(accelerator.device) for loss in now.losses]
+    return now
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -128,6 +137,8 @@ def save_adapter(model: Any, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file in fresh.iterdir():
             os.replace(file, folder / file.name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

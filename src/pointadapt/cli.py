@@ -50,7 +50,7 @@ def fail(text: str) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The command asked for, as one of the classes below. Exits by itself for --help and for wrong flags."""
-    commands = {
+    commands: dict[str, Any] = {
         "init": Init,
         "adapt": adapt_command(arguments),
         "evaluate": Evaluate,
@@ -105,7 +105,12 @@ class Adapt:
         run, flags = self.settings(), vars(self)
         if run.data.is_dir() and not (run.data / YAML).is_file():
             print(f"{run.data} has no {YAML}: wrote {init_dataset(run.data)} after looking at the scans")
-        result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])
+        try:
+            result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])
+        except KeyboardInterrupt:
+            if (run.folder / "state").is_dir():
+                print(f"go on with: pointadapt adapt {run.data} --out {run.folder} --resume", file=sys.stderr)
+            raise
         show(result_table(result))
         print(f"label a scan with: pointadapt predict {run.folder} SCAN")
 

@@ -20,7 +20,7 @@ from pointadapt.data.scans import DataSet
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
 from pointadapt.metrics import Absent, confusion_matrix, scores, sum_over_processes
-from pointadapt.predict import vote
+from pointadapt.predict import vote, with_views
 from pointadapt.run import Run, dataset_of, load_model, write_text
 
 #: Scans that report.html shows in 3D.
@@ -41,7 +41,7 @@ def evaluate(
     tta     test-time views (0 = one pass per scan), default the run's
     absent  what a class without any point counts: see metrics.scores
     """
-    run = run if isinstance(run, Run) else Run.load(run)
+    run = with_views(run if isinstance(run, Run) else Run.load(run), tta)
     dataset = DataSet.open(run.data)
     split = split or ("test" if dataset.paths("test") else "val")
     trained_on = dataset_of(run).names
@@ -50,7 +50,6 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(run, dataset.names, checkpoint).to(device)
     scans = ScanDataset(dataset, split, train=False, limit=run.tile, cache=run.cache)
-    views = run.tta if tta is None else tta
     scenes: list[dict[str, Any]] = []
 
     def keep(sample: Sample, found: Tensor) -> None:
@@ -58,12 +57,12 @@ def evaluate(
             shown = {key: sample[key] for key in ("name", "coord", "color", "segment")}
             scenes.append({**shown, "predicted": found.numpy(), "classes": dataset.names})
 
-    counts = confusion_of(model, scans, run, device, views, keep)
+    counts = confusion_of(model, scans, run, device, run.tta, keep)
     result = {
         "run": str(run.folder),
         "split": split,
         "checkpoint": checkpoint,
-        "tta": views,
+        "tta": run.tta,
         "absent": absent,
         "classes": dataset.names,
         **scores(counts, absent).as_dict(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +47,17 @@ def predict(
     Memory stays bounded: a scan is computed in tiles of at most ``Run.tile`` voxels. Raises UserError before anything
     is computed when a target exists already; scans of a folder that cannot be read are named after all others are done.
     """
-    run = run if isinstance(run, Run) else Run.load(run)
+    run = with_views(run if isinstance(run, Run) else Run.load(run), tta)
     jobs = list_jobs(Path(source), Path(out) if out else None, overwrite)
     dataset = dataset_of(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(run, dataset.names, checkpoint).to(device)
-    views = run.tta if tta is None else tta
     failed: list[str] = []
     with progress_bar(hidden=quiet) as show:
         for number, (scan, target) in enumerate(jobs, 1):
             show(0, f"{scan.name} ({number}/{len(jobs)})")
             try:
-                found, confidence = classify(model, dataset, read_scan(scan), run, device, views, show)
+                found, confidence = classify(model, dataset, read_scan(scan), run, device, show)
                 write_labels(scan, target, dataset.raw_ids[found], confidence)
             except UserError as error:
                 if len(jobs) == 1:
@@ -66,6 +66,11 @@ def predict(
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} scans were not labelled: {'; '.join(failed)}")
     return [target for _, target in jobs]
+
+
+def with_views(run: Run, tta: int | None) -> Run:
+    """The run with other test-time views. Raises UserError for a number that does not exist."""
+    return run if tta is None else replace(run, tta=tta)
 
 
 def list_jobs(source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
@@ -99,14 +104,13 @@ def classify(
     scan: Scan,
     run: Run,
     device: torch.device,
-    views: int = 0,
     show: Callable[[float, str | None], None] = lambda share, name: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(class index [N] int64, confidence [N] float32 = its mean probability) of a scan, tile by tile."""
     size, done = len(scan), 0
     found, confidence = np.zeros(size, np.int64), np.zeros(size, np.float32)
     for rows, core in tiles(upright(scan, dataset), dataset.grid_size, run.tile, MARGIN * dataset.grid_size):
-        probability = vote(model, dataset.prepare(scan, rows), dataset.voxel, run, device, views)
+        probability = vote(model, dataset.prepare(scan, rows), dataset.voxel, run, device, run.tta)
         best, index = probability[torch.from_numpy(core)].max(1)
         found[rows[core]], confidence[rows[core]] = index.numpy(), best.numpy()
         done += int(core.sum())
@@ -171,6 +175,6 @@ def progress_bar(hidden: bool) -> Iterator[Callable[[float, str | None], None]]:
         task = bar.add_task("", total=1.0)
 
         def show(share: float, name: str | None) -> None:
-            bar.update(task, completed=share, **({"description": name} if name else {}))
+            bar.update(task, completed=share, description=name)
 
         yield show

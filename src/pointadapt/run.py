@@ -164,8 +164,8 @@ def build_task(run: Run, classes: list[str]) -> Any:
         )
         if not run.drop_path:
             for module in backbone.modules():
-                if hasattr(module, "rate"):
-                    module.rate = 0.0
+                if hasattr(module, "rate"):  # PTv3's DropPath
+                    setattr(module, "rate", 0.0)  # noqa: B010
         return Segmentation(backbone, classes, dropout=run.dropout)
 
 
@@ -183,12 +183,17 @@ def build_model(run: Run, classes: list[str]) -> Any:
 
 def load_model(run: Run, classes: list[str], checkpoint: str = "best") -> Any:
     """The PeftModel with the trained adapter ``adapter/best`` or ``adapter/last`` of a run folder, in eval mode."""
+    from safetensors import SafetensorError
+
     from pointadapt.methods.core import load_adapted
 
     folder = run.folder / "adapter" / checkpoint
     if not folder.is_dir():
         raise UserError(f"{run.folder} has no trained adapter yet ({folder} is missing): finish pointadapt adapt first")
-    return load_adapted(build_task(run, classes), folder).eval()
+    try:
+        return load_adapted(build_task(run, classes), folder).eval()
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} is damaged ({error}): use the other checkpoint, or train again") from error
 
 
 def method_config(name: str, options: dict[str, Any]) -> Any:
@@ -246,7 +251,7 @@ def version(package: str) -> str | None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write whole or not at all: to a temporary name in the same folder, then rename."""
+    """Write whole or not at all: to a temporary name in the same folder, then rename. Raises UserError (disk full)."""
     write_bytes(file, text.encode())
 
 
@@ -259,5 +264,7 @@ def write_bytes(file: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
