@@ -111,8 +111,10 @@ class Adapt:
             if (run.folder / "state").is_dir():
                 print(f"go on with: pointadapt adapt {run.data} --out {run.folder} --resume", file=sys.stderr)
             raise
-        show(result_table(result))
-        print(f"label a scan with: pointadapt predict {run.folder} SCAN")
+        if os.environ.get("RANK", "0") == "0":  # one of several processes
+            show(result_table(result))
+            print(f"score it with: pointadapt evaluate {run.folder}")
+            print(f"label a scan with: pointadapt predict {run.folder} SCAN")
 
     def settings(self) -> Run:
         """The Run that the flags say; with --resume, the run's own settings with the flags given on top."""
@@ -191,6 +193,7 @@ class Evaluate:
 
         result = evaluate(self.run_folder, self.split, self.checkpoint, self.tta, self.absent)
         show(scores_table(result))
+        print(f"wrote evaluation.json and report.html into {self.run_folder}")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from pointadapt.data.scans import DataSet
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
 from pointadapt.metrics import Absent, confusion_matrix, scores, sum_over_processes
-from pointadapt.predict import vote, with_views
+from pointadapt.predict import give_back_memory, vote, with_views
 from pointadapt.run import Run, dataset_of, load_model, write_text
 
 #: Scans that report.html shows in 3D.
@@ -94,4 +94,5 @@ def confusion_of(
         found = vote(model, sample, scans.dataset.voxel, run, device, views).argmax(1)
         each(sample, found)
         counts += confusion_matrix(found, torch.from_numpy(sample["segment"]), classes)
+        give_back_memory()
     return sum_over_processes(counts)

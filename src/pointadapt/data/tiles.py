@@ -27,6 +27,7 @@ def tiles(coord: np.ndarray, grid_size: float, limit: int, margin: float) -> Ite
     first = np.zeros(len(coord), dtype=bool)
     first[voxels.order[voxels.start].numpy()] = True  # one point per voxel, to count voxels by
     cell = cells[:, :2].numpy().astype(np.int32)
+    del coord, cells, voxels  # a generator would hold on to them; they are most of a large scan's memory
     around = int(np.ceil(margin / grid_size))
     todo = [(np.arange(len(cell)), cell.min(0), cell.max(0) + 1)]
     while todo:
