@@ -103,13 +103,11 @@ def load_state(out: Path, accelerator: Accelerator, model: nn.Module, optimizer:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has a dozen ways to say that a file is damaged
-        raise UserError(f"{file} is damaged ({str(error).splitlines()[0]}): start again with --overwrite") from error
+        raise UserError(f"{file} is damaged ({type(error).__name__}): start again with --overwrite") from error
     bare = accelerator.unwrap_model(model)
     expected = trained_state(bare)
     if expected.keys() != state["model"].keys():
-        raise UserError(
-            f"{out / 'state'} was saved by another version of the method {expected.keys() ^ state['model'].keys()}"
-        )
+        raise UserError(f"{file} holds other weights than this version of the method trains: start with --overwrite")
     bare.load_state_dict(state["model"], strict=False)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

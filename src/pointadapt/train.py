@@ -79,9 +79,9 @@ class Crops(Dataset):
 def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Adapt a backbone as ``run`` says; returns scores, seconds, peak memory and parameter counts.
 
-    Writes into ``run.out``: run.json, adapter/best and adapter/last (peft folders), metrics.jsonl,
-    TensorBoard files, state/ and result.json. ``resume`` goes on from state/; without it an earlier run in the same
-    folder is refused, or removed with ``overwrite``. Raises UserError for anything the user can mend.
+    What it writes into ``run.out`` is listed in checkpoint.py. ``resume`` goes on from the last state saved there;
+    without it an earlier run in the same folder is refused, or removed with ``overwrite``. Raises UserError for
+    anything the user can mend.
     """
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -160,6 +160,8 @@ def make_accelerator(run: Run) -> Accelerator:
     precision = ("bf16" if on_gpu else "no") if run.precision == "auto" else run.precision
     if precision == "fp16" and not on_gpu:
         raise UserError("precision fp16 needs a GPU: use bf16 or no")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     AcceleratorState._reset_state()  # one process may train several runs, of different precision
     GradientState._reset_state()
     accelerator = Accelerator(
