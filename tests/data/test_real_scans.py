@@ -25,7 +25,7 @@ def test_airborne_tiles(tmp_path):
     for path in IGN:
         (tmp_path / path.name).symlink_to(path)
     dataset = DataSet.open(init_dataset(tmp_path, classes=[2, 3, 4, 5, 6]))
-    assert dataset.names[0] == "ground" and 0.2 <= dataset.grid_size <= 0.5 and dataset.transform == "outdoor"
+    assert dataset.names[0] == "ground" and 0.2 <= dataset.grid_size <= 0.5 and dataset.transform == "aerial"
     assert set(dataset.ignore) == {1, 64}
     train = ScanDataset(dataset, "train", outdoor_train(dataset.voxel, 4000))
     sample = train[0]

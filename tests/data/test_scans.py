@@ -85,7 +85,7 @@ def test_ids_of_one_name_are_one_class(folder):
         ({"color": {"intensity": 0, "b": 1, "c": 1}}, r"`color.intensity` must be a number above 0"),
         ({"normals": "yes"}, r"`normals` must be one of file, estimate, none"),
         ({"up": "w"}, r"`up` must be one of z, y, -y"),
-        ({"transform": "moon"}, r"`transform` must be one of indoor, outdoor"),
+        ({"transform": "moon"}, r"`transform` must be one of indoor, outdoor, aerial"),
         ({"label_field": 3}, r"`label_field`"),
     ],
 )

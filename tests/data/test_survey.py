@@ -39,12 +39,13 @@ def test_airborne_folder(tmp_path):
     dataset = DataSet.open(path)
     assert dataset.classes == {2: "ground", 5: "high vegetation", 6: "building", 64: "perennial structure"}
     assert dataset.ignore == (1, 7) and dataset.label_field == "classification"
-    assert dataset.color == "none" and dataset.normals == "estimate" and dataset.transform == "outdoor"
+    assert set(dataset.color) == {"intensity", "return_number", "number_of_returns"}
+    assert dataset.normals == "estimate" and dataset.transform == "aerial"
     assert dataset.voxel == pytest.approx(0.02)
     assert "tile_3.laz" in dataset.splits["train"]  # the only one with class 64
     assert len(dataset.splits["train"]) == 4 and len(dataset.splits["val"]) == 1
     text = path.read_text()
-    assert "# color: {intensity: " in text and "1 unassigned, 7 low noise" in text
+    assert "\ncolor: {intensity: " in text and "1 unassigned, 7 low noise" in text
     facts = report(dataset, files)
     assert facts["points"] == 2000 and sum(count for _, count in facts["classes"].values()) < 2000
     assert [file["split"] for file in facts["files"]].count("val") == 1 and facts["warnings"] == []
@@ -53,11 +54,9 @@ def test_airborne_folder(tmp_path):
             dataset.read(scan)
 
 
-def test_commented_colour_line_works_when_uncommented(tmp_path):
+def test_echoes_take_the_place_of_colour(tmp_path):
     write_laz(tmp_path / "a.laz", [2, 6])
     path = init_dataset(tmp_path)
-    lines = [line.removeprefix("# ") if line.startswith("# color:") else line for line in path.read_text().splitlines()]
-    path.write_text("\n".join(line for line in lines if line != "color: none"))
     assert list(DataSet.open(path).color) == ["intensity", "return_number", "number_of_returns"]
     assert DataSet.open(path).read(tmp_path / "a.laz")["color"].max() == 255
 

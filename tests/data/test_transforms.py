@@ -45,6 +45,7 @@ ALL = {
     "collect": T.Collect(),
     "indoor": T.indoor_train(0.1, 400),
     "outdoor": T.outdoor_train(0.1, 400),
+    "aerial": T.aerial_train(0.1, 400),
     "eval": T.eval_transform(0.1),
     "sonata": T.sonata_default(),
     "utonia": T.utonia_default(0.5),

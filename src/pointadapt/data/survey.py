@@ -147,7 +147,8 @@ def propose(
         cause = f"the field {fields[0]!r} holds only {sorted(found)}" if fields else "no file has a label field"
         raise UserError(f"{folder}: no labelled points to learn from ({cause}); name the field with label_field")
     grid_size = grid_size or suggest_grid(files)
-    outdoor = max(max(file.extent[:2]) for file in files) > 40 or any(file.echoes for file in files)
+    wide = max(max(file.extent[:2]) for file in files) > 40
+    echoes = common_echoes(files)
     return DataSet(
         folder=folder,
         classes=chosen,
@@ -156,9 +157,9 @@ def propose(
         label_field=label_field or Counter(f.label_field for f in files if f.label_field).most_common(1)[0][0],
         grid_size=grid_size,
         scale=scale or float(f"{MODEL_GRID / grid_size:.4g}"),
-        color="rgb" if any(file.has_color for file in files) else "none",
+        color="rgb" if any(file.has_color for file in files) else echoes or "none",
         normals="file" if all(file.has_normal for file in files) else "estimate",
-        transform="outdoor" if outdoor else "indoor",
+        transform="aerial" if echoes else "outdoor" if wide else "indoor",
     )
 
 
@@ -224,11 +225,17 @@ def named_split(name: str) -> str:
     return {"training": "train", "validation": "val", "testing": "test"}.get(split, split)
 
 
+def common_echoes(files: list[FileSurvey]) -> dict[str, float]:
+    """Intensity and returns with the values that become full scale; empty unless every file has them."""
+    if not all(file.echoes for file in files):
+        return {}
+    return {name: max(file.echoes[name] for file in files) for name in ECHOES}
+
+
 def report(dataset: DataSet, files: list[FileSurvey]) -> dict[str, Any]:
     """The short account that the command line prints after ``init``."""
     found = total(file.labels for file in files)
     split_of = {name: split for split, names in dataset.splits.items() for name in names}
-    echoes = [file.echoes for file in files if file.echoes]
     warnings = []
     if not dataset.splits.get("val"):
         warnings.append("only one labelled file, so nothing is held out for validation: cut it in two to get scores")
@@ -248,7 +255,7 @@ def report(dataset: DataSet, files: list[FileSurvey]) -> dict[str, Any]:
         "color": dataset.color,
         "normals": dataset.normals,
         "transform": dataset.transform,
-        "echoes": {name: max(echo[name] for echo in echoes) for name in ECHOES} if echoes else {},
+        "echoes": common_echoes(files),
         "warnings": warnings,
     }
 
@@ -258,7 +265,9 @@ def describe(dataset: DataSet, files: list[FileSurvey]) -> str:
     facts = report(dataset, files)
 
     def flow(value: Any) -> str:
-        return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).splitlines()[0]
+        return yaml.safe_dump(
+            value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+        ).splitlines()[0]
 
     def line(key: str, value: Any) -> str:
         return f"{key}: {flow(value)}\n"
@@ -285,13 +294,14 @@ def describe(dataset: DataSet, files: list[FileSurvey]) -> str:
         f"{dataset.grid_size:g} x {dataset.scale:g} = {dataset.voxel:g}.",
         line("scale", dataset.scale),
         "# rgb, none, or three fields that take its place, each with the value that becomes full scale.",
-        *([f"# color: {{{echoes}}}"] if echoes and dataset.color == "none" else []),
+        *([f"# color: {{{echoes}}}"] if echoes and dataset.color == "rgb" else []),
         line("color", dataset.color),
         "# file, estimate (from the 16 nearest points) or none.",
         line("normals", dataset.normals),
         "# The upward axis of the files: z, y or -y.",
         line("up", dataset.up),
-        "# Training transforms: indoor (Sonata's) or outdoor (turns, flips, scale, jitter on columns of a scan).",
+        "# Training transforms: indoor (Sonata's), outdoor (turns, flips, scale, jitter on columns of a scan) "
+        "or aerial (turns and flips only).",
         line("transform", dataset.transform),
         "splits:",
     ]

@@ -126,7 +126,7 @@ def write_tiles(
         "grid_size": grid_size,
         "scale": scale,
         "color": {"intensity": 2000, "return_number": 5, "number_of_returns": 5},
-        "transform": "outdoor",
+        "transform": "aerial",
     }
     target = folder / "dataset.yaml"
     part = target.with_name("dataset.yaml.part")

@@ -400,7 +400,32 @@ def outdoor_train(grid_size: float = 0.02, points: int = 102_400) -> Compose:
     )
 
 
-TRAIN_TRANSFORMS: dict[str, Callable[..., Compose]] = {"indoor": indoor_train, "outdoor": outdoor_train}
+def aerial_train(grid_size: float = 0.02, points: int = 102_400) -> Compose:
+    """Training transforms for airborne surveys: turns and flips of random columns, nothing else.
+
+    Their classes are defined by metres above the ground (low vegetation ends at 0.5 m), and a survey is precise to
+    centimetres: scaling and jitter of a quarter voxel would wipe out just that.
+    """
+    return Compose(
+        [
+            SphereCrop(POINTS_PER_VOXEL * points, column=True),
+            CenterShift(),
+            RandomRotate(np.pi, "z", (0.0, 0.0, 0.0), p=1.0),
+            RandomFlip(),
+            GridSample(grid_size),
+            SphereCrop(points, column=True),
+            CenterShift(),
+            NormalizeColor(),
+            Collect(),
+        ]
+    )
+
+
+TRAIN_TRANSFORMS: dict[str, Callable[..., Compose]] = {
+    "indoor": indoor_train,
+    "outdoor": outdoor_train,
+    "aerial": aerial_train,
+}
 
 
 def eval_transform(grid_size: float = 0.02) -> Compose:
