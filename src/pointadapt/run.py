@@ -53,7 +53,7 @@ class Run:
     clip: float = option(3.0, "Largest norm of the gradient.")
     dropout: float = option(0.0, "Dropout before the head.")
     drop_path: bool = option(False, "Keep stochastic depth on in the frozen backbone while training.")
-    transform: str = option("auto", "Training transforms: indoor, outdoor, or auto = what dataset.yaml says.")
+    transform: str = option("auto", "Training transforms: indoor, outdoor, aerial, or auto = what dataset.yaml says.")
     mix3d: float = option(0.0, "Probability of merging the crops of a batch in pairs (Mix3D).")
     seed: int = option(0, "Seed of weights, data order, transforms and dropout.")
     precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "Mixed precision. auto = bf16 on a GPU, else no.")
