@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +142,7 @@ class Attention(nn.Module):
         if self.rope is not None:
             qkv = self.rope(qkv, point.coord, self.heads)
         grid = point.grid_coord
+        assert grid is not None
         feat = window_attention(
             qkv,
             self.heads,
@@ -309,6 +310,9 @@ class Unpooling(nn.Module):
 class Stage(nn.Module):
     """Blocks at one resolution, after a pooling (encoder) or an unpooling (decoder)."""
 
+    down: Pooling | None
+    up: Unpooling | None
+
     def __init__(self, blocks: list[Block], down: Pooling | None = None, up: Unpooling | None = None) -> None:
         super().__init__()
         self.down, self.up = down, up
@@ -368,13 +372,11 @@ class PTv3(Backbone):
 
     def forward(self, point: Point) -> Point:
         point = self.embedding(self.serialize(with_voxels(point, self.config.compat == "official")))
-        for stage in self.enc:
+        for stage in cast(list[Stage], [*self.enc, *reversed(self.dec)]):
             if stage.down is not None:
                 point = self.serialize(stage.down(point))
-            for block in stage.blocks:
-                point = block(point)
-        for stage in reversed(self.dec):
-            point = stage.up(point)
+            if stage.up is not None:
+                point = stage.up(point)
             for block in stage.blocks:
                 point = block(point)
         return point
@@ -440,7 +442,7 @@ def rising(last: float, num: int) -> list[float]:
 
 def init_truncated(module: nn.Module) -> None:
     """Initialisation of m2 and later: truncated normal, std 0.02, zero biases."""
-    if type(module) in (nn.Linear, SubMConv3d):
+    if isinstance(module, nn.Linear | SubMConv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

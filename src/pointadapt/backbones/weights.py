@@ -183,8 +183,8 @@ def find(name: str) -> Path:
     if path.suffix in (".pth", ".pt", ".safetensors", ".bin") and name.count("/") != 2:
         raise UserError(f"there is no checkpoint file {name}: check the path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", name):
-        org, repo, *file = name.split("/")
-        return download(f"{org}/{repo}", file[0] if file else "model.safetensors")
+        org, repo, *inside = name.split("/")
+        return download(f"{org}/{repo}", inside[0] if inside else "model.safetensors")
     raise UserError(f"unknown backbone {name!r}: use a file, an org/repo of the hub, or one of {', '.join(BACKBONES)}")
 
 
@@ -207,8 +207,7 @@ def read_checkpoint(path: Path, config: str | Mapping[str, Any] | PTv3Config | N
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         if "pointadapt" in metadata:
-            stored = json.loads(metadata["config"])
-            return PTv3Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}), tensors
+            return PTv3Config(**with_tuples(json.loads(metadata["config"]))), tensors
         stored = json.loads(metadata["config"]) if "config" in metadata else None
     else:
         try:
@@ -248,6 +247,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {first_line(error)}") from error
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples, the frozen config has no lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def first_line(error: Exception) -> str:
@@ -293,7 +297,7 @@ def config_from_official(official: Mapping[str, Any], tensors: Mapping[str, Tens
         raise UserError(f"the checkpoint's config lacks {', '.join(missing)}")
     if unknown := sorted(official.keys() - known - WITHOUT_EFFECT):
         raise UserError(f"the checkpoint's config has unknown entries: {', '.join(unknown)}")
-    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in official.items() if k in known}
+    chosen = with_tuples({k: v for k, v in official.items() if k in known})
     if isinstance(chosen.get("order"), str):
         chosen["order"] = (chosen["order"],)
     if official.get("enc_mode") or official.get("cls_mode"):
