@@ -79,14 +79,41 @@ class Init:
     """Look at a folder of scans and write its dataset.yaml: classes, splits, grid size."""
 
     scans: Path = field(metadata={"help": "Folder with labelled scans."})
+    classes: tuple[int, ...] = option((), "Raw label ids to learn; all others are ignored. Default: all but noise.")
+    label_field: str | None = option(None, "Field of the files with the labels. Default: the first known name.")
+    grid_size: float | None = option(None, "Edge of a voxel in metres. Default: from the spacing of the points.")
+    scale: float | None = option(None, "Factor on coordinates. Default: makes a voxel 0.02, which backbones know.")
+    val: float = option(0.2, "Share of the points to hold out for validation, in whole files.")
+    backbone: str = option("nano", "Rooms get voxels no finer than this backbone was trained on.")
     overwrite: bool = option(False, "Replace a dataset.yaml that is there.")
 
     def run(self) -> None:
-        from pointadapt.data.survey import init_dataset
+        from pointadapt.data.scans import DataSet
+        from pointadapt.data.survey import init_dataset, report, survey
 
-        file = init_dataset(self.scans, overwrite=self.overwrite)
+        files = survey(self.scans, self.label_field)
+        file = init_dataset(
+            self.scans,
+            files,
+            classes=self.classes or None,
+            label_field=self.label_field,
+            grid_size=self.grid_size,
+            scale=self.scale,
+            val=self.val,
+            overwrite=self.overwrite,
+            indoor_grid=indoor_grid(self.backbone),
+        )
         print(file.read_text(), end="")
+        for warning in report(DataSet.open(self.scans), files)["warnings"]:
+            print(f"note: {warning}", file=sys.stderr)
         print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+
+
+def indoor_grid(backbone: str) -> float:
+    """The voxel a named backbone was trained on in rooms; the common one for a checkpoint file."""
+    from pointadapt.backbones.weights import BACKBONES, Source
+
+    return BACKBONES[backbone].indoor_grid if backbone in BACKBONES else Source.indoor_grid
 
 
 @dataclass
@@ -104,7 +131,8 @@ class Adapt:
 
         run, flags = self.settings(), vars(self)
         if run.data.is_dir() and not (run.data / YAML).is_file():
-            print(f"{run.data} has no {YAML}: wrote {init_dataset(run.data)} after looking at the scans")
+            file = init_dataset(run.data, indoor_grid=indoor_grid(run.backbone))
+            print(f"{run.data} has no {YAML}: wrote {file} after looking at the scans")
         try:
             result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])
         except KeyboardInterrupt:

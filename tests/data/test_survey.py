@@ -163,3 +163,20 @@ def test_no_scans(tmp_path):
 def test_suggested_grid_follows_the_spacing(tmp_path, spacing, grid):
     write_npz(tmp_path / "a.npz", [1], spacing=spacing)
     assert suggest_grid(survey(tmp_path)) == pytest.approx(grid)
+
+
+@pytest.mark.parametrize(("name", "value"), [("grid_size", -1.0), ("scale", 0.0), ("val", 1.0), ("val", -0.1)])
+def test_senseless_numbers_write_nothing(tmp_path, name, value):
+    write_laz(tmp_path / "a.laz", [2, 6])
+    with pytest.raises(UserError, match=f"{name} is {value}"):
+        init_dataset(tmp_path, **{name: value})
+    assert not (tmp_path / "dataset.yaml").exists()
+
+
+def test_rooms_are_no_finer_than_the_backbone_knows(tmp_path):
+    from pointadapt.data.synthetic import write_rooms
+
+    write_rooms(tmp_path, 1, "a")
+    for indoor_grid, expected in ((0.02, 0.05), (0.08, 0.08)):
+        dataset = DataSet.open(init_dataset(tmp_path, overwrite=True, indoor_grid=indoor_grid))
+        assert dataset.grid_size == expected and dataset.voxel == pytest.approx(0.02)

@@ -29,13 +29,17 @@ CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
 
 @dataclass(frozen=True)
 class Source:
-    """A named backbone: its architecture, where its weights lie and under which licence."""
+    """A named backbone: its architecture, where its weights lie and under which licence.
+
+    indoor_grid  the voxel it was trained on in rooms, metres
+    """
 
     config: PTv3Config
     repo: str | None = None
     file: str | None = None
     licence: str = ""
     note: str = ""
+    indoor_grid: float = 0.02
 
 
 SONATA = PTv3Config(mask_token=True)
@@ -67,7 +71,7 @@ CC_NC = "CC-BY-NC 4.0 (weights; research data terms)"
 
 #: name -> where it is. Utonia's and Concerto's files are those named in their READMEs.
 BACKBONES: dict[str, Source] = {
-    "nano": Source(NANO, file="nano.safetensors", licence="Apache-2.0", note="bundled; procedural rooms and tiles"),
+    "nano": Source(NANO, file="nano.safetensors", licence="Apache-2.0", note="bundled; procedural scans", indoor_grid=0.08),
     "sonata": Source(SONATA, "facebook/sonata", "sonata.pth", CC_NC, "indoor, 2 cm grid"),
     "sonata-small": Source(SMALL, "facebook/sonata", "sonata_small.pth", CC_NC, "indoor, 2 cm grid"),
     "concerto-small": Source(SMALL, "Pointcept/Concerto", "concerto_small.pth", CC_NC, "indoor, 2 cm grid"),

@@ -96,6 +96,7 @@ def init_dataset(
     scale: float | None = None,
     val: float = 0.2,
     overwrite: bool = False,
+    indoor_grid: float = MODEL_GRID,
 ) -> Path:
     """Write ``folder/dataset.yaml`` after looking at the files; returns its path.
 
@@ -105,15 +106,22 @@ def init_dataset(
     grid_size  edge of a voxel in metres; by default about twice the spacing of points
     scale      factor on coordinates; by default such that a voxel has the edge MODEL_GRID
     val        share of the points to hold out for validation, in whole files
+    indoor_grid  smallest voxel to propose for rooms: what the backbone was trained on, in metres
 
-    Raises UserError when dataset.yaml exists already (unless ``overwrite``), or no point has a label to learn.
+    Raises UserError when dataset.yaml exists already (unless ``overwrite``), no point has a label to learn, or a
+    number makes no sense.
     """
     folder = Path(folder)
     target = folder / YAML
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists already; edit it, or remove it to start anew")
+    for name, value in {"grid_size": grid_size, "scale": scale}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name} is {value}; it must be a number above 0")
+    if not 0 <= val < 1:
+        raise UserError(f"val is {val}; it is a share of the points, at least 0 and below 1")
     files = survey(folder, label_field) if files is None else files
-    dataset = propose(folder, files, classes, label_field, grid_size, scale, val)
+    dataset = propose(folder, files, classes, label_field, grid_size, scale, val, indoor_grid)
     temporary = target.with_name(f".{YAML}.{os.getpid()}.tmp")
     try:
         temporary.write_text(describe(dataset, files))
@@ -133,6 +141,7 @@ def propose(
     grid_size: float | None,
     scale: float | None,
     val: float,
+    indoor_grid: float,
 ) -> DataSet:
     found = total(file.labels for file in files)
     names, no_class = known_classes(files)
@@ -146,9 +155,10 @@ def propose(
         fields = sorted(file.label_field for file in files if file.label_field)
         cause = f"the field {fields[0]!r} holds only {sorted(found)}" if fields else "no file has a label field"
         raise UserError(f"{folder}: no labelled points to learn from ({cause}); name the field with label_field")
-    grid_size = grid_size or suggest_grid(files)
     wide = max(max(file.extent[:2]) for file in files) > 40
     echoes = common_echoes(files)
+    if grid_size is None:
+        grid_size = suggest_grid(files) if wide or echoes else max(suggest_grid(files), indoor_grid)
     return DataSet(
         folder=folder,
         classes=chosen,
