@@ -13,13 +13,11 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import laspy
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from pointadapt.backbones.backbone import fingerprint
@@ -27,7 +25,7 @@ from pointadapt.backbones.weights import load_backbone, save_backbone
 from pointadapt.data.loader import ScanDataset, collate_batch
 from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic import write_rooms
-from pointadapt.data.synthetic_aerial import AERIAL_CLASSES, ASPRS_CODES, aerial
+from pointadapt.data.synthetic_aerial import write_tiles
 from pointadapt.data.transforms import Compose, Sample, indoor_train, outdoor_train
 from pointadapt.metrics import confusion_matrix, scores
 from pointadapt.tasks.segmentation import segmentation_loss
@@ -51,44 +49,16 @@ def clear_color(sample: Sample, rng: np.random.Generator) -> Sample:
     return {**sample, "color": np.zeros_like(sample["color"])} if rng.random() < CLEAR_COLOR else sample
 
 
-def write_tiles(folder: Path, number: int, grid_size: float = 0.3) -> None:
-    """Airborne tiles as LAS, and their dataset.yaml: intensity and returns take the place of colour."""
-    folder.mkdir(parents=True, exist_ok=True)
-    codes = np.array([*ASPRS_CODES, 1])  # the last: unclassified, index -1
-    for index in range(number):
-        tile = aerial(index)
-        file = laspy.create(point_format=6, file_version="1.4")
-        file.header.scales, file.header.offsets = np.full(3, 0.001), np.floor(tile["coord"].min(0))
-        file.xyz = tile["coord"]
-        for name in ("intensity", "return_number", "number_of_returns"):
-            setattr(file, name, tile[name])
-        file.classification = codes[tile["segment"]].astype(np.uint8)
-        file.write(str(folder / f"tile_{index:03d}.las"))
-    data = DataSet(
-        folder,
-        classes=dict(zip(ASPRS_CODES, AERIAL_CLASSES, strict=True)),
-        ignore=(1,),
-        label_field="classification",
-        grid_size=grid_size,
-        scale=0.02 / grid_size,
-        color={"intensity": 1500.0, "return_number": 4.0, "number_of_returns": 4.0},
-        transform="outdoor",
-    )
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(data.as_dict(), sort_keys=False))
-
-
 def make_domains(work: Path, rooms: int, tiles: int, points: int) -> list[Domain]:
     domains = []
     for name, write, number, presets in (
-        ("rooms", lambda folder, n: write_rooms(folder, n, style="a", seed=0), rooms, indoor_train),
+        ("rooms", write_rooms, rooms, indoor_train),
         ("tiles", write_tiles, tiles, outdoor_train),
     ):
         folder = work / name
         if not (folder / "dataset.yaml").is_file():
-            write(folder, number + VALIDATION)
+            write(folder, number, val=VALIDATION)
         data = DataSet.open(folder)
-        files = sorted(path.name for path in folder.iterdir() if path.suffix in (".ply", ".las", ".laz"))
-        data = replace(data, splits={"train": tuple(files[:number]), "val": tuple(files[number:])})
         grid = data.voxel
         train = ScanDataset(
             data, "train", Compose([clear_color, presets(grid, points)]), cache=work / "cache", limit=200_000

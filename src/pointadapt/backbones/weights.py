@@ -71,7 +71,9 @@ CC_NC = "CC-BY-NC 4.0 (weights; research data terms)"
 
 #: name -> where it is. Utonia's and Concerto's files are those named in their READMEs.
 BACKBONES: dict[str, Source] = {
-    "nano": Source(NANO, file="nano.safetensors", licence="Apache-2.0", note="bundled; procedural scans", indoor_grid=0.08),
+    "nano": Source(
+        NANO, file="nano.safetensors", licence="Apache-2.0", note="bundled; procedural scans", indoor_grid=0.08
+    ),
     "sonata": Source(SONATA, "facebook/sonata", "sonata.pth", CC_NC, "indoor, 2 cm grid"),
     "sonata-small": Source(SMALL, "facebook/sonata", "sonata_small.pth", CC_NC, "indoor, 2 cm grid"),
     "concerto-small": Source(SMALL, "Pointcept/Concerto", "concerto_small.pth", CC_NC, "indoor, 2 cm grid"),

@@ -103,8 +103,7 @@ def write_tiles(
     seed: int = 0,
     val: int = 0,
     test: int = 0,
-    grid_size: float = 0.4,
-    scale: float = 1.0,
+    grid_size: float = 0.3,
     size: float = 50.0,
 ) -> Path:
     """Write ``num`` training tiles, and some to validate and test on, as LAZ with a dataset.yaml; returns its path.
@@ -124,8 +123,8 @@ def write_tiles(
         "splits": {split: files for split, files in splits.items() if files},
         "label_field": "classification",
         "grid_size": grid_size,
-        "scale": scale,
-        "color": {"intensity": 2000, "return_number": 5, "number_of_returns": 5},
+        "scale": 0.02 / grid_size,  # backbones know voxels of 0.02
+        "color": {"intensity": 1500, "return_number": 4, "number_of_returns": 4},
         "transform": "aerial",
     }
     target = folder / "dataset.yaml"
