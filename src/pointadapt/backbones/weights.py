@@ -266,12 +266,13 @@ def first_line(error: Exception) -> str:
 
 def save_backbone(backbone: PTv3, path: str | os.PathLike[str], **metadata: str) -> None:
     """Write weights and architecture as safetensors that :func:`load_backbone` reads; atomic."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     header = {"pointadapt": "backbone", "config": json.dumps(asdict(backbone.config)), **metadata}
-    save_file({k: v.contiguous() for k, v in backbone.state_dict().items()}, temporary, header)
+    # save_file would make it readable for its owner alone
+    temporary.write_bytes(save({k: v.contiguous() for k, v in backbone.state_dict().items()}, header))
     os.replace(temporary, path)
 
 
