@@ -24,9 +24,9 @@ from pointadapt.run import Run
 from pointadapt.train import train
 
 #: Rooms of the new style: labelled for training, for choosing the best step, and for the final score.
-TRAIN, VAL, TEST = 4, 2, 6
+TRAIN, VAL, TEST = 12, 2, 8
 #: Every arm's recipe: two arms fit into five minutes on two cores.
-RECIPE: dict[str, Any] = {"steps": 200, "batch_size": 2, "points": 16_000, "eval_every": 50}
+RECIPE: dict[str, Any] = {"steps": 200, "batch_size": 2, "points": 8192, "eval_every": 100}
 
 
 def demo(
