@@ -15,7 +15,7 @@ LAYER = {
     "backbones": 1, "methods": 1,
     "tasks": 2, "data": 2, "metrics": 2,
     "run": 3, "checkpoint": 3, "optim": 3, "train": 3, "evaluate": 3, "predict": 3, "analysis": 3,
-    "cli": 4, "demo": 4,
+    "cli": 4, "demo": 4, "__main__": 5,
 }  # fmt: skip
 #: Imports inside one layer; never both ways.
 SIDEWAYS = {
