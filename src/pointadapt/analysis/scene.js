@@ -285,12 +285,14 @@
     draw();
   }
 
-  // A page of many scenes must not hold more WebGL contexts than browsers allow: each starts when it comes into sight.
+  // A page of many scenes must not hold more WebGL contexts than browsers allow: all but the first few start when they
+  // come into sight. (The first do at once: programs that only take a picture of the page never scroll.)
+  const AT_ONCE = 4;
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((e) => e.isIntersecting)) {
       watch.unobserve(entry.target);
       start(entry.target);
     }
   }, {rootMargin: "200px"});
-  document.querySelectorAll(".scene").forEach((root) => watch.observe(root));
+  document.querySelectorAll(".scene").forEach((root, i) => i < AT_ONCE ? start(root) : watch.observe(root));
 })();
