@@ -23,7 +23,7 @@ def check(path: Path) -> list[tuple[str, float, float]]:
             depth, curve = int(found[1]), found[2]
             code = curve_code(data[f"d{depth}.grid_coord"], depth, curve)
             compare(key, data[f"d{depth}.batch"].long() << 3 * depth | code, expected)
-        elif found := re.fullmatch(r"single_point\.code\.(.+)\.d(\d+)\.b(\d+)\.xyz(\d)(\d)(\d)", key):
+        elif found := re.fullmatch(r"single_point\.code\.(.+)\.d(\d+)\.b(\d+)\.xyz(\d+)[_,]?(\d+)[_,]?(\d+)", key):
             curve, depth, cloud = found[1], int(found[2]), int(found[3])
             grid = torch.tensor([[int(found[i]) for i in (4, 5, 6)]])
             compare(key, (cloud << 3 * depth) | curve_code(grid, depth, curve), expected)

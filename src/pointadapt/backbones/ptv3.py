@@ -391,7 +391,9 @@ class PTv3(Backbone):
         official, legacy = self.config.compat == "official", self.config.legacy
         if (official or legacy) and "depths" not in point.cache:
             point.cache["depths"] = cloud_depths(point, shared=official, margin=0 if legacy else 1)
-        curves = self.config.order
+        # m1 pools the codes it has, so a shuffle permutes the rows of the level above; m2 starts from its list again.
+        above = point.parent if self.config.generation == "m1" else None
+        curves = self.config.order if above is None else above.curves
         # Officially the switch reaches the first level only: poolings shuffle always, in eval as well.
         wanted = self.config.shuffle_orders or (official and point.parent is not None)
         if wanted and (official or self.training):

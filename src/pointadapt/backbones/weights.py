@@ -314,6 +314,9 @@ def config_from_official(official: Mapping[str, Any], tensors: Mapping[str, Tens
     chosen["rope_base"] = chosen.get("rope_base") or 10.0 if rotary else None
     chosen["dec_rope_enable"] = any(k.startswith("dec.") and k.endswith("rope.inv_freq") for k in tensors)
     generation: Literal["m1", "m2"] = "m1" if "embedding.stem.conv.weight" in tensors else "m2"
+    stem = tensors.get("embedding.stem.conv.weight", tensors.get("embedding.stem.linear.weight"))
+    if stem is not None:
+        chosen.setdefault("in_channels", stem.shape[-1])
     return PTv3Config(**chosen, generation=generation)
 
 
