@@ -5,6 +5,7 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import laspy
 import numpy as np
@@ -389,6 +390,23 @@ def test_files_that_are_not_there_or_not_known(tmp_path):
     np.savez(tmp_path / "none.npz", coord=np.zeros((0, 3)))
     with pytest.raises(UserError, match="no points"):
         read_scan(tmp_path / "none.npz")
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    """NumPy says "200 requested and 0 written", E57 "write() failed"."""
+
+    def fail(*arguments):
+        raise OSError("200 requested and 0 written")
+
+    path, _ = make("npy", tmp_path)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("pointadapt.data.formats.npy.write", fail)
+    with pytest.raises(UserError, match=r"200 requested"):
+        write_labels(path, tmp_path / "out.npy", np.zeros(200, int), np.zeros(200))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(UserError, match=r"out.npy: cannot be written \(No space left on device\)"):
+        write_labels(path, tmp_path / "out.npy", np.zeros(200, int), np.zeros(200))
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_objects_are_never_unpickled(tmp_path):

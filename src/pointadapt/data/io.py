@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shutil
@@ -16,6 +17,8 @@ from pointadapt.errors import UserError
 #: File ending -> module of :mod:`pointadapt.data.formats`, imported when first needed.
 FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "e57", ".npy": "npy", ".npz": "npy"}
 SUPPORTED = ", ".join(FORMATS)
+#: A disk with fewer bytes left is why a file could not be written.
+FULL = 1 << 14
 
 
 def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
@@ -76,8 +79,10 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
         replace(temporary, target)
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # a full disk comes as OSError, RuntimeError or E57Exception
-        raise UserError(f"{target}: cannot be written ({reason(error)}); nothing was left behind") from error
+    except Exception as error:  # a full disk comes as OSError, RuntimeError or E57Exception, seldom by its name
+        full = target.parent.is_dir() and shutil.disk_usage(target.parent).free < FULL
+        cause = os.strerror(errno.ENOSPC) if full else reason(error)
+        raise UserError(f"{target}: cannot be written ({cause}); nothing was left behind") from error
     finally:
         remove(temporary)
 
@@ -109,7 +114,9 @@ def kind(path: Path) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library said, without a full stop."""
+    """The first line of what a library said, without a full stop; of the system's errors only what went wrong."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
