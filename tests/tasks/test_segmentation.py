@@ -69,3 +69,10 @@ def test_a_head_knows_its_backbone():
 def test_too_few_classes():
     with pytest.raises(UserError, match="at least two"):
         Segmentation(tiny(), ["ground"])
+
+
+def test_features_of_another_width():
+    model = Segmentation(tiny(), 3)
+    point = cloud(20)
+    with pytest.raises(UserError, match=r"Point.feat has 4 channels, this backbone takes \d"):
+        model(point.but(feat=point.feat[:, :4]))

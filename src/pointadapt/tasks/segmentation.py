@@ -52,7 +52,7 @@ class Segmentation(nn.Module):
     backbone   any Backbone; its ``dense`` features feed the head
     classes    their number, or their names in index order
     dropout    on the features, before the head
-    Raises UserError for fewer than two classes.
+    Raises UserError for fewer than two classes, and in ``forward`` for features of another width than the backbone's.
     """
 
     def __init__(self, backbone: Backbone, classes: int | Sequence[str], dropout: float = 0.0) -> None:
@@ -66,6 +66,11 @@ class Segmentation(nn.Module):
         self.head = Head(backbone.dense_channels, len(self.classes), backbone_fingerprint(backbone))
 
     def forward(self, point: Point) -> Tensor:
+        wanted, given = self.backbone.in_channels, point.feat.shape[1]
+        if given != wanted:
+            raise UserError(
+                f"Point.feat has {given} channels, this backbone takes {wanted}; 9 are x y z, r g b in 0-1 and a normal"
+            )
         return self.head(self.dropout(self.backbone.dense(point)))
 
     def loss(self, logits: Tensor, segment: Tensor, ignore: int = -1) -> Tensor:
