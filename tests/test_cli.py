@@ -146,6 +146,13 @@ def test_adapt_alone_looks_at_the_scans_itself(tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out and (scans / "dataset.yaml").is_file()
 
 
+def test_adapt_says_what_a_new_data_set_lacks(tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    write_ply(tmp_path / "scans" / "only.ply", *scan(1))
+    assert cli.main(["adapt", str(tmp_path / "scans"), "--out", str(tmp_path / "run"), *flags(tmp_path)]) == 0
+    assert "note: only one labelled file" in capsys.readouterr().err
+
+
 def test_resume_keeps_the_runs_settings(trained, capsys):
     scans, out = str(trained / "scans"), str(trained / "run")
     assert cli.main(["adapt", scans, "--out", out, "--resume"]) == 0
@@ -252,7 +259,8 @@ def test_bad_arguments(trained, tmp_path, capsys):
         "transform 'underwater'": [*base, *tiny, "--transform", "underwater"],
         "steps is 0": [*base, *tiny, "--steps", "0"],
         "no dataset.yaml": ["info", tmp_path],
-        "nowhere": ["adapt", tmp_path / "nowhere", "--out", tmp_path / "run"],
+        "there is no folder": ["adapt", tmp_path / "nowhere", "--out", tmp_path / "run"],
+        "test4.ply is a scan: give the folder": ["adapt", scans / "test4.ply", "--out", tmp_path / "run"],
         "is no run folder": ["predict", scans, scans / "test4.ply"],
         "there is no scan": ["predict", trained / "run", tmp_path / "new.laz"],
         "tta is 99": ["predict", trained / "run", scans / "test4.ply", "--tta", "99"],
@@ -297,6 +305,11 @@ def test_damaged_run_folders(trained, tmp_path, capsys):
     state = run / "state" / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     assert "state" in refused(capsys, "adapt", trained / "scans", "--out", run, "--resume")
+
+
+def test_a_run_is_readable_for_whoever_may_read_its_settings(trained):
+    modes = {file.stat().st_mode for file in (trained / "run").rglob("*.json")}
+    assert {file.stat().st_mode for file in (trained / "run").rglob("*.safetensors")} == modes
 
 
 def full_disk() -> None:

@@ -133,7 +133,9 @@ def save_adapter(model: Any, folder: Path) -> None:
     try:
         model.save_pretrained(fresh, save_embedding_layers=False)  # "auto" would ask the hub about the backbone
         folder.mkdir(parents=True, exist_ok=True)
+        readable = (fresh / "adapter_config.json").stat().st_mode  # safetensors writes for its owner alone
         for file in fresh.iterdir():
+            file.chmod(readable)
             os.replace(file, folder / file.name)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot write {folder}: {error}") from error

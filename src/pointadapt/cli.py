@@ -88,8 +88,7 @@ class Init:
     overwrite: bool = option(False, "Replace a dataset.yaml that is there.")
 
     def run(self) -> None:
-        from pointadapt.data.scans import DataSet
-        from pointadapt.data.survey import init_dataset, report, survey
+        from pointadapt.data.survey import init_dataset, survey
 
         files = survey(self.scans, self.label_field)
         file = init_dataset(
@@ -104,9 +103,17 @@ class Init:
             indoor_grid=indoor_grid(self.backbone),
         )
         print(file.read_text(), end="")
-        for warning in report(DataSet.open(self.scans), files)["warnings"]:
-            print(f"note: {warning}", file=sys.stderr)
+        note_warnings(self.scans, files)
         print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+
+
+def note_warnings(scans: Path, files: list[Any]) -> None:
+    """Say on stderr what a look at the ``files`` of a new data set found wanting."""
+    from pointadapt.data.scans import DataSet
+    from pointadapt.data.survey import report
+
+    for warning in report(DataSet.open(scans), files)["warnings"]:
+        print(f"note: {warning}", file=sys.stderr)
 
 
 def indoor_grid(backbone: str) -> float:
@@ -126,13 +133,15 @@ class Adapt:
     def run(self) -> None:
         from pointadapt.analysis.describe import result_table, show
         from pointadapt.data.scans import YAML
-        from pointadapt.data.survey import init_dataset
+        from pointadapt.data.survey import init_dataset, survey
         from pointadapt.train import train
 
         run, flags = self.settings(), vars(self)
         if run.data.is_dir() and not (run.data / YAML).is_file():
-            file = init_dataset(run.data, indoor_grid=indoor_grid(run.backbone))
+            files = survey(run.data)
+            file = init_dataset(run.data, files, indoor_grid=indoor_grid(run.backbone))
             print(f"{run.data} has no {YAML}: wrote {file} after looking at the scans")
+            note_warnings(run.data, files)
         try:
             result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])
         except KeyboardInterrupt:
@@ -213,7 +222,7 @@ class Evaluate:
     split: Literal["train", "val", "test"] | None = option(None, "Default: test where there is one, else val.")
     checkpoint: Literal["best", "last"] = option("best", "Which adapter.")
     tta: int | None = option(None, "Test-time views: 0 = one pass, 1..13 = fragments and views. Default: the run's.")
-    absent: Literal["exclude", "zero"] = option("exclude", "A class without any point: left out, or counted as IoU 0.")
+    absent: Literal["exclude", "zero"] = option("exclude", "A class neither labelled nor predicted: left out, or 0.")
 
     def run(self) -> None:
         from pointadapt.analysis.describe import scores_table, show

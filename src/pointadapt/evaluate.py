@@ -39,7 +39,7 @@ def evaluate(
     run     a Run or its folder
     split   of its data set; default "test" where there is one, else "val"
     tta     test-time views (0 = one pass per scan), default the run's
-    absent  what a class without any point counts: see metrics.scores
+    absent  what a class counts that is neither labelled nor predicted: see metrics.scores
     """
     run = with_views(run if isinstance(run, Run) else Run.load(run), tta)
     dataset = DataSet.open(run.data)

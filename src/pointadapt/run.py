@@ -139,9 +139,9 @@ def read_json(file: Path) -> dict[str, Any]:
         raise UserError(f"{file.parent} is no run folder: it has no {file.name}")
     try:
         content = json.loads(file.read_text())
-        if not all(isinstance(content[key], dict) for key in ("run", "dataset")):
-            raise TypeError("run and dataset must be objects")
-    except (ValueError, KeyError, TypeError) as error:
+        if not (isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("run", "dataset"))):
+            raise ValueError("it lacks the objects run and dataset")
+    except ValueError as error:
         raise UserError(f"{file} cannot be read as a run: {error}") from error
     return content
 

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from pointadapt.data.geometry import estimate_normals
-from pointadapt.data.io import read_scan
+from pointadapt.data.io import is_scan, read_scan
 from pointadapt.data.scan import Scan
 from pointadapt.data.transforms import TRAIN_TRANSFORMS, Sample
 from pointadapt.errors import UserError
@@ -62,6 +62,10 @@ class DataSet:
         """From a folder with a dataset.yaml, or the yaml itself. Raises UserError naming what is wrong in it."""
         path = Path(path)
         file = path / YAML if path.is_dir() else path
+        if not path.exists():
+            raise UserError(f"there is no folder {path}: check the path")
+        if path.is_file() and is_scan(path):
+            raise UserError(f"{path} is a scan: give the folder it is in, with a {YAML} or labels to make one from")
         if not file.is_file():
             raise UserError(f"{path}: no {YAML} here; write one with: pointadapt init {path}")
         try:

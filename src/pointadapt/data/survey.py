@@ -154,7 +154,10 @@ def propose(
     if not any(found[raw] for raw in chosen):
         fields = sorted(file.label_field for file in files if file.label_field)
         cause = f"the field {fields[0]!r} holds only {sorted(found)}" if fields else "no file has a label field"
-        raise UserError(f"{folder}: no labelled points to learn from ({cause}); name the field with label_field")
+        raise UserError(
+            f"{folder}: no labelled points to learn from ({cause}); "
+            f"name the field: pointadapt init {folder} --label-field NAME"
+        )
     wide = max(max(file.extent[:2]) for file in files) > 40
     echoes = common_echoes(files)
     if grid_size is None:
