@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -76,3 +81,19 @@ def test_features_of_another_width():
     point = cloud(20)
     with pytest.raises(UserError, match=r"Point.feat has 4 channels, this backbone takes \d"):
         model(point.but(feat=point.feat[:, :4]))
+
+
+def test_peft_knows_our_methods_in_a_fresh_process(tmp_path):
+    from pointadapt.methods import adapt
+    from pointadapt.methods.gem import GEMConfig
+
+    adapt(Segmentation(load_backbone("nano"), 3), GEMConfig(rank=4)).save_pretrained(tmp_path)
+    code = f"""
+import peft, pointadapt as pa
+model = pa.Segmentation(pa.load_backbone("nano"), 3)
+print(peft.PeftModel.from_pretrained(model, {str(tmp_path)!r}).active_adapter)
+"""
+    source = str(Path(__file__).parents[2] / "src")
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.split() == ["default"], done.stderr[-2000:]

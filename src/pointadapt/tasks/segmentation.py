@@ -56,6 +56,8 @@ class Segmentation(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, classes: int | Sequence[str], dropout: float = 0.0) -> None:
+        import pointadapt.methods  # noqa: F401  else PeftModel.from_pretrained does not know them in a fresh process
+
         super().__init__()
         self.classes = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else list(classes)
         if len(self.classes) < 2:
