@@ -28,6 +28,8 @@ def test_wrong_rows_are_named():
         Point(torch.zeros(2, 3), torch.zeros(3, 1), torch.tensor([2]))
     with pytest.raises(ValueError, match="offset"):
         Point(torch.zeros(2, 3), torch.zeros(2, 1), torch.tensor(2))
+    with pytest.raises(ValueError, match="ends at 3, there are 2"):
+        Point(torch.zeros(2, 3), torch.zeros(2, 1), torch.tensor([3]))
     with pytest.raises(ValueError, match="at least one"):
         collate([])
     with pytest.raises(ValueError, match="only some"):

@@ -54,6 +54,8 @@ class Point:
                 raise ValueError(f"Point.{name} has {len(value)} rows where coord has {rows}")
         if self.offset.ndim != 1 or len(self.offset) == 0:
             raise ValueError("Point.offset must be a 1-D tensor of cumulative counts with one entry per cloud")
+        if self.offset.device.type == "cpu" and int(self.offset[-1]) != rows:  # elsewhere it would wait for the device
+            raise ValueError(f"Point.offset ends at {int(self.offset[-1])}, there are {rows} points")
 
     def __len__(self) -> int:
         return len(self.coord)

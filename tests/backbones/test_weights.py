@@ -207,3 +207,10 @@ def test_rename_covers_prompt_driven_norms():
     assert list(rename_official({"enc.enc0.block0.norm2.0.bias": torch.zeros(1)}, False)) == [
         "enc.0.blocks.0.norm2.bias"
     ]
+
+
+def test_own_state_dict_saved_by_torch(tmp_path):
+    model = load_backbone("nano", weights=None)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth")
+    again = load_backbone(tmp_path / "mine.pth", config="nano")
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items())

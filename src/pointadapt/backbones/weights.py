@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -158,7 +159,8 @@ def fill(backbone: PTv3, state: dict[str, Tensor], origin: Path) -> None:
     ]
     if faults:
         raise UserError(
-            f"{origin} does not fit this architecture: {'; '.join(faults)}; name the right one with config="
+            f"{origin} does not fit this architecture: {'; '.join(faults)}; "
+            "name the right one with config= (--architecture)"
         )
     backbone.load_state_dict(state, strict=not backbone.fresh)
 
@@ -217,10 +219,14 @@ def read_checkpoint(path: Path, config: str | Mapping[str, Any] | PTv3Config | N
         stored = json.loads(metadata["config"]) if "config" in metadata else None
     else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds: a pickle with code, a truncated zip, not a checkpoint
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # many kinds: a pickle with code, a truncated zip, no checkpoint at all
+            # torch's own text advises to switch the safety off, so it stays out of the sentence
             raise UserError(
-                f"{path} is not a readable torch checkpoint of plain tensors: {first_line(error)}"
+                f"{path} is not a readable torch checkpoint of plain tensors ({type(error).__name__}): "
+                "download it again, or save its state_dict alone"
             ) from error
         if not isinstance(content, Mapping):
             raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state_dict")
@@ -238,10 +244,14 @@ def read_checkpoint(path: Path, config: str | Mapping[str, Any] | PTv3Config | N
     else:
         official = config if isinstance(config, Mapping) else stored
         if official is None:
-            raise UserError(f"{path} does not say its architecture: name it, config= one of {', '.join(BACKBONES)}")
+            raise UserError(
+                f"{path} does not say its architecture: name it with config= (--architecture), one of {', '.join(BACKBONES)}"
+            )
         architecture = config_from_official(official, tensors)
     if "embedding.mask_token" not in tensors:
         architecture = replace(architecture, mask_token=False)
+    if any(".blocks." in key for key in tensors):  # our own names, saved by torch
+        return architecture, tensors
     return architecture, rename_official(tensors, architecture.pre_norm)
 
 
