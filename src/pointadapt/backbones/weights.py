@@ -245,7 +245,8 @@ def read_checkpoint(path: Path, config: str | Mapping[str, Any] | PTv3Config | N
         official = config if isinstance(config, Mapping) else stored
         if official is None:
             raise UserError(
-                f"{path} does not say its architecture: name it with config= (--architecture), one of {', '.join(BACKBONES)}"
+                f"{path} does not say its architecture: name it with config= (--architecture), "
+                f"one of {', '.join(BACKBONES)}"
             )
         architecture = config_from_official(official, tensors)
     if "embedding.mask_token" not in tensors:
