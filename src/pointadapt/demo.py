@@ -29,8 +29,6 @@ TRAIN, VAL, TEST = 12, 2, 8
 RECIPE: dict[str, Any] = {"steps": 300, "batch_size": 2, "points": 6144, "lr": 5e-3, "eval_every": 100}
 #: Two validation rooms are too few to choose a step by; the rate has gone to zero at the last one.
 CHECKPOINT = "last"
-#: Rank 8 keeps GEM under 2 % of a network as small as nano.
-OPTIONS: dict[str, dict[str, Any]] = {"gem": {"rank": 8}}
 
 
 def demo(
@@ -51,8 +49,7 @@ def demo(
         write_rooms(rooms, TRAIN, "b", seed=1000 + seed, val=VAL, test=TEST)
         for name, (method, start) in arms.items():
             print(f"seed {seed}: {name}", file=sys.stderr)
-            settings = {**recipe, "method": method, "options": OPTIONS.get(method, {})}
-            run = Run(rooms, run_folder(out, name, seed), weights=start, seed=seed, **settings)
+            run = Run(rooms, run_folder(out, name, seed), weights=start, method=method, seed=seed, **recipe)
             train(run, overwrite=True)
             evaluate(run, "test", CHECKPOINT)
             results.append(Result.from_run(run.folder, name))
