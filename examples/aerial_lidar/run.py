@@ -39,7 +39,8 @@ def cell(tiles: Path, out: Path, arm: str, seed: int, threads: int) -> dict[str,
     trained = pa.train(run, overwrite=True)
     scored = pa.evaluate(run, "test", checkpoint="last")
     return {
-        **{key: scored[key] for key in ("miou", "macc", "allacc", "iou")},
+        **{key: scored[key] for key in ("miou", "macc", "allacc")},
+        "iou": dict(zip(scored["classes"], scored["iou"], strict=True)),
         "parameters": trained["parameters"],
         "adapter_mb": sum(f.stat().st_size for f in (folder / "adapter" / "last").glob("*.safetensors")) / 1e6,
         "seconds": trained["seconds"],
