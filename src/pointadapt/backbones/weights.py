@@ -168,7 +168,7 @@ def fill(backbone: PTv3, state: dict[str, Tensor], origin: Path) -> None:
 def find(name: str) -> Path:
     """The local file of a backbone, downloaded from the hub when it is not here."""
     path = Path(name)
-    if path.is_dir():
+    if path.is_dir() and name not in BACKBONES:  # a name stays a name; ./nano is the folder
         for file in ("model.safetensors", "pytorch_model.bin"):
             if (path / file).is_file():
                 return path / file
