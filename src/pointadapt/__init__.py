@@ -8,8 +8,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Must be set before torch starts OpenMP (libgomp). By default its threads spin for milliseconds at every barrier, and on
-# a machine that is busy with anything else the many small steps of a sparse convolution get 10 to 100 times slower.
+# Must be set before torch starts OpenMP (libgomp). By default its threads spin for milliseconds at every barrier, and
+# on a machine that is busy with anything else the many small steps of a sparse convolution get 10 to 100 times slower.
 # Not to spin at all costs a quiet machine more than the second thread brings; a short spin has neither fault.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
