@@ -25,7 +25,6 @@ from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 
 ASSETS = Path(__file__).parent.parent / "assets"
-CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
 
 
 @dataclass(frozen=True)
