@@ -20,6 +20,8 @@ PUBLIC = {
     "UserError": "pointadapt.errors",
     "load_backbone": "pointadapt.backbones.weights",
     "Segmentation": "pointadapt.tasks.segmentation",
+    "Classification": "pointadapt.tasks.classification",
+    "Tokens": "pointadapt.tokens",
     "adapt": "pointadapt.methods.core",
     "GEMConfig": "pointadapt.methods.gem",
     "PointTPAConfig": "pointadapt.methods.pointtpa",

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "src"))
+sys.path[:0] = [str(HERE.parents[1] / "src"), str(HERE.parent)]
 
 #: start of the file name -> module; the first that fits
 KINDS = {
@@ -23,6 +23,8 @@ KINDS = {
     "bb_submconv": "submconv",
     "bb_": "backbone",
     "pointtpa": "pointtpa",
+    "pointmae_cls": "pointmae",
+    "pointbert_cls": "pointmae",
 }
 
 
@@ -43,7 +45,7 @@ def main(paths: list[str]) -> int:
         print(__doc__)
         return 2
     failed = unknown = False
-    for path in map(Path, paths):
+    for path in (p for p in map(Path, paths) if p.suffix != ".json"):  # side-cars are read with their fixture
         try:
             results = check(path)
         except KeyError as error:

@@ -1,6 +1,7 @@
 """The contract of a backbone: what methods and tasks may rely on, whatever the architecture.
 
-A backbone is a frozen network with ``forward(Point) -> Point`` that
+A backbone is a frozen network with ``forward(Point) -> Point``, or ``-> Tokens`` where it works on groups of
+points, that
   * names the places where adapters go (``slots``: slot name -> regular expression over module names),
   * says how wide its output is (``out_channels``) and offers one feature per input point (``dense``),
   * calls every slot module explicitly, never by ``isinstance``, and lets state travel in ``Point.extra``,
@@ -15,7 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pointadapt.errors import UserError
 from pointadapt.point import Point
+from pointadapt.tokens import Tokens
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -28,10 +31,14 @@ class Backbone(nn.Module):
     in_channels     channels of ``Point.feat`` it wants
     out_channels    channels of ``forward(point).feat``
     dense_channels  channels of ``dense(point)``, one row per input point: what a segmentation head reads
+    kind            "points": features of single points flow through it (Point); "tokens": of groups of points (Tokens)
+    reads           what a classification head reads of ``forward(point)`` (tasks/classification.readout)
     fresh           names of children that no checkpoint filled (a new decoder): ``pa.adapt`` trains them
     """
 
     slots: ClassVar[dict[str, str]] = {}
+    kind: ClassVar[str] = "points"
+    reads: ClassVar[tuple[str, ...]] = ("max", "mean")
     in_channels: int
     out_channels: int
     dense_channels: int
@@ -41,12 +48,15 @@ class Backbone(nn.Module):
         self.name_or_path: str = "random"
         self.fresh: list[str] = []
 
-    def forward(self, point: Point) -> Point:
+    def forward(self, point: Point) -> Point | Tokens:
         raise NotImplementedError
 
     def dense(self, point: Point) -> Tensor:
-        """[N, dense_channels]: features at the resolution of the input points."""
-        raise NotImplementedError
+        """[N, dense_channels]: features of the input points, one by one. Raises UserError where there are none."""
+        raise UserError(
+            f"{self.name_or_path} gives features of groups of points, not of points: use it for objects "
+            "(pa.Classification, pa.PartSegmentation)"
+        )
 
     def train(self, mode: bool = True) -> Backbone:
         """As ``nn.Module.train``, but BatchNorm with frozen weights stays in eval mode.

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointadapt.backbones.backbone import Backbone
-from pointadapt.backbones.ptv3_parts import DropPath, LayerScale, NoNorm, RelativePosition, Rotary, norm_maker
+from pointadapt.backbones.drop_path import DropPath, rising
+from pointadapt.backbones.ptv3_parts import LayerScale, NoNorm, RelativePosition, Rotary, norm_maker
 from pointadapt.ops.attention import window_attention, windows
 from pointadapt.ops.order import cloud_code, cloud_depths, depths
 from pointadapt.ops.segment import segment_max, segment_mean
@@ -168,15 +169,16 @@ class Mix(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, GELU, Linear on [N, C]."""
+    """Linear, GELU, Linear."""
 
     def __init__(self, channels: int, hidden: int, drop: float) -> None:
         super().__init__()
+        self.channels = channels
         self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, feat: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(feat)))))
+    def forward(self, point: Point) -> Point:
+        return point.but(feat=self.drop(self.fc2(self.drop(F.gelu(self.fc1(point.feat))))))
 
 
 class FFN(nn.Module):
@@ -188,8 +190,8 @@ class FFN(nn.Module):
         self.norm, self.mlp, self.scale, self.drop_path = norm, mlp, scale, DropPath(drop_path)
 
     def forward(self, point: Point) -> Point:
-        feat = self.mlp(self.norm(point))
-        return point.but(feat=self.drop_path(self.scale(feat)))
+        point = self.mlp(point.but(feat=self.norm(point)))
+        return point.but(feat=self.drop_path(self.scale(point.feat)))
 
 
 class Block(nn.Module):
@@ -435,11 +437,6 @@ def upcast(point: Point, levels: int | None = None) -> Tensor:
         left = None if left is None else left - 1
         point = point.parent
     return feat
-
-
-def rising(last: float, num: int) -> list[float]:
-    """Drop-path rates from 0 to ``last``, one per block."""
-    return [last * i / max(num - 1, 1) for i in range(num)]
 
 
 def init_truncated(module: nn.Module) -> None:

@@ -86,23 +86,6 @@ def norm_maker(config: PTv3Config, place: str):
     )
 
 
-class DropPath(nn.Module):
-    """Drops rows: with packed clouds, stochastic depth works point by point (specs/backbones.md, fact 9)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, feat: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return feat
-        keep = 1 - self.rate
-        return feat * (torch.rand(len(feat), 1, device=feat.device) < keep).to(feat.dtype) / keep
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
-
-
 class LayerScale(nn.Module):
     """Elementwise gamma [C], starting at ``init``."""
 

@@ -123,6 +123,9 @@ class AdapterConfig(Recorded):
     method: ClassVar[str]
     trains: ClassVar[tuple[str, ...]] = ()
     default_targets: ClassVar[tuple[str, ...]] = ()
+    #: Kinds of backbones it works on (Backbone.kind), and the reason told where it does not.
+    works_on: ClassVar[tuple[str, ...]] = ("points", "tokens")
+    needs: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,6 +139,18 @@ class AdapterConfig(Recorded):
     def slot_of(self, name: str, module: nn.Module, slots: dict[str, str]) -> str | None:
         """The entry of ``target_modules`` that a module of the encoder (or decoder) matches, or None."""
         return next((slot for slot in self.target_modules or () if matches(name, slot, slots)), None)
+
+    def prepare(self, model: Any) -> None:
+        """Called with the plain model before anything is put in place; may choose what a new head reads.
+
+        Raises UserError for a backbone that the method cannot work on.
+        """
+        backbone = getattr(model, "backbone", model)
+        if getattr(backbone, "kind", "points") not in self.works_on:
+            raise UserError(f"method {self.method!r} cannot work on {type(backbone).__name__}: it needs {self.needs}")
+        read = getattr(self, "read", None)
+        if read and hasattr(model, "read_from"):
+            model.read_from(read)
 
     def shared(self, sites: list[Site]) -> nn.Module | None:
         """What exists once per adapter, not once per site."""
@@ -263,6 +278,7 @@ class Tuner(BaseTuner):
             raise NotImplementedError(f"{type(self).__name__} finds its targets by its config, not by a state dict")
         config: AdapterConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         config.base_model_name_or_path = None  # see Recorded
+        config.prepare(model)
         modules = plain_modules(model)
         others = [cast(Any, c).modules_to_save for name, c in self.peft_config.items() if name != adapter_name]
         if config.modules_to_save is None and any(others):  # a further adapter brings a head of its own, too

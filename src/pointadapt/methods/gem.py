@@ -7,7 +7,7 @@ arXiv 2505.22444. Facts and open points: specs/gem.md. Adapters are not mergeabl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ class GEMConfig(AdapterConfig):
     ``up_bias=False`` is the paper's literal formula, 2,036,864. With ``num_latents=1`` the softmax over latents is 1
     and the context adapter adds one vector per scene.
     """
+
+    works_on: ClassVar[tuple[str, ...]] = ("points",)
+    needs: ClassVar[str] = "voxel neighbourhoods, which groups of points do not have"
 
     rank: int = field(default=32, metadata={"help": "Width r of both bottlenecks."})
     rank_sa: int | None = field(default=None, metadata={"help": "Width of the spatial adapters alone."})

@@ -8,7 +8,7 @@ patches along the block's curve (SNG); a small gate looks at each patch's mean f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class PointTPAConfig(AdapterConfig):
     Controls: dynamic="none" (all static), groups=[1] (one mixture per scene), gate="uniform", gate="random",
     grouping="random" (patches of random points).
     """
+
+    works_on: ClassVar[tuple[str, ...]] = ("points",)
+    needs: ClassVar[str] = "points sorted along a space-filling curve, which groups of points are not"
 
     mid: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     groups: list[int] = field(

@@ -8,42 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone, fingerprint
+from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
 from pointadapt.point import Point
+from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
 
 
-class Head(nn.Linear):
-    """The classifier. It carries the SHA-256 of the backbone it was made for, so every adapter file does too.
-
-    Loading a head made for other backbone weights, or for another number of classes, raises UserError.
-    """
-
-    fingerprint: Tensor
+class Head(OfBackbone, nn.Linear):
+    """One Linear per point, bound to the backbone it was made for."""
 
     def __init__(self, channels: int, classes: int, backbone_hash: str) -> None:
         super().__init__(channels, classes)
-        self.register_buffer("fingerprint", torch.tensor(list(bytes.fromhex(backbone_hash)), dtype=torch.uint8))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        saved = state_dict.get(prefix + "fingerprint")
-        if saved is not None and not saved.is_meta and not torch.equal(saved.cpu(), self.fingerprint.cpu()):
-            raise UserError(
-                f"this adapter was trained on other backbone weights (sha256 {hex_of(saved)[:12]}..., these are "
-                f"{hex_of(self.fingerprint)[:12]}...): load the backbone named in its adapter_config.json or run.json"
-            )
-        weight = state_dict.get(prefix + "weight")
-        if weight is not None and weight.shape != self.weight.shape:
-            raise UserError(
-                f"this adapter's head has {weight.shape[0]} classes on {weight.shape[1]} channels, the model has "
-                f"{self.weight.shape[0]} on {self.weight.shape[1]}: build the model with the adapter's class list"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def hex_of(hash_bytes: Tensor) -> str:
-    """The SHA-256 in a head's ``fingerprint`` as 64 hexadecimal digits."""
-    return bytes(hash_bytes.cpu().tolist()).hex()
+        self.bind(backbone_hash)
 
 
 class Segmentation(nn.Module):
@@ -59,9 +35,7 @@ class Segmentation(nn.Module):
         import pointadapt.methods  # noqa: F401  else PeftModel.from_pretrained does not know them in a fresh process
 
         super().__init__()
-        self.classes = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else list(classes)
-        if len(self.classes) < 2:
-            raise UserError(f"classes must name at least two classes to tell apart, got {self.classes}")
+        self.classes = class_names(classes)
         self.backbone = backbone
         self.name_or_path = backbone.name_or_path
         self.dropout = nn.Dropout(dropout)
@@ -78,12 +52,6 @@ class Segmentation(nn.Module):
     def loss(self, logits: Tensor, segment: Tensor, ignore: int = -1) -> Tensor:
         """Cross-entropy plus Lovász-softmax, 1:1; zero (with gradients) when no point is labelled."""
         return segmentation_loss(logits, segment, ignore)
-
-
-def backbone_fingerprint(backbone: Backbone) -> str:
-    """SHA-256 of the weights a checkpoint filled; fresh parts are trained and travel with the adapter."""
-    state = backbone.state_dict()
-    return fingerprint({k: v for k, v in state.items() if k.split(".")[0] not in backbone.fresh and not v.is_meta})
 
 
 def segmentation_loss(logits: Tensor, segment: Tensor, ignore: int = -1) -> Tensor:

@@ -1,0 +1,140 @@
+"""Classification of whole clouds: a backbone, what the head reads of its output, an MLP, cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointadapt.backbones.backbone import Backbone
+from pointadapt.errors import UserError
+from pointadapt.ops.segment import segment_max, segment_mean
+from pointadapt.point import Point
+from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
+from pointadapt.tokens import Tokens
+
+HeadKind = Literal["mlp3", "mlp2", "linear"]
+
+
+class Classification(nn.Module):
+    """``model(point) -> logits [B, classes]``, one row per cloud.
+
+    backbone   any Backbone
+    classes    their number, or their names in index order
+    read       parts of the backbone's output that the head reads (see :func:`readout`); default the backbone's own.
+               A method may choose others when it is put in place: :meth:`read_from`
+    head       "mlp3": Point-MAE's three layers of width 256; "mlp2": Point-BERT's two; "linear"
+    smoothing  label smoothing of the loss, spread over all classes as in torch; the published form that spreads
+               eps over the OTHER classes is smoothing = eps * C / (C - 1)
+    dropout    inside the MLP heads 0.5 as published, unless given; before a linear head 0
+    Raises UserError for fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int | Sequence[str],
+        read: Sequence[str] | None = None,
+        head: HeadKind = "mlp3",
+        smoothing: float = 0.0,
+        dropout: float | None = None,
+    ) -> None:
+        import pointadapt.methods  # noqa: F401  else PeftModel.from_pretrained does not know them in a fresh process
+
+        super().__init__()
+        self.classes = class_names(classes)
+        self.backbone = backbone
+        self.name_or_path = backbone.name_or_path
+        self.kind, self.smoothing, self.dropout = head, smoothing, dropout
+        self.auxiliary: Tensor | None = None
+        self.read: tuple[str, ...] = ()
+        self.read_from(read or backbone.reads)
+
+    def read_from(self, parts: Sequence[str]) -> None:
+        """Build a new head that reads these parts. Raises UserError when an adapter has trained a head already."""
+        head = self._modules.get("head")
+        if head is not None and tuple(parts) == self.read:
+            return
+        if head is not None and not isinstance(head, Head):
+            raise UserError(
+                f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
+                f"{', '.join(self.read)}: load it onto a model of its own"
+            )
+        self.read = tuple(parts)
+        channels = sum(width_of(part, self.backbone) for part in self.read)
+        self.head = Head(self.kind, channels, len(self.classes), backbone_fingerprint(self.backbone), self.dropout)
+
+    def forward(self, point: Point) -> Tensor:
+        out = self.backbone(point)
+        losses = out.extra.get("losses")
+        self.auxiliary = sum(losses.values()) if losses and torch.is_grad_enabled() else None
+        return self.head(readout(out, self.read))
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy of logits [B, C] and class indices [B], plus what the last forward pass left in
+        ``extra["losses"]`` (name -> scalar), in float32."""
+        loss = F.cross_entropy(logits.float(), label, label_smoothing=self.smoothing)
+        if self.auxiliary is not None:
+            loss, self.auxiliary = loss + self.auxiliary, None
+        return loss
+
+
+def readout(out: Tokens | Point, parts: Sequence[str]) -> Tensor:
+    """[B, k C]: parts of a backbone's output side by side.
+
+    Of Tokens: a name of the layout ("cls": all tokens of that name, one behind the other), "max NAME", "mean NAME";
+    "max" and "mean" over all tokens, "max+mean" their sum; "extra NAME": a vector [B, C] that a method left in
+    ``extra``. Of a Point: "max" and "mean" over each cloud's points.
+    """
+    return torch.cat([read_part(out, part) for part in parts], 1)
+
+
+def read_part(out: Any, part: str) -> Tensor:
+    how, _, name = part.partition(" ")
+    if how == "extra":
+        return out.extra[name]
+    if isinstance(out, Point):
+        reduce = {"max": segment_max, "mean": segment_mean}[how]
+        return reduce(out.feat, out.batch, out.num_clouds)
+    feat = out.part(name) if name else out.part(part) if out.count(part) else out.feat
+    if how == "max":
+        return feat.amax(1)
+    if how == "mean":
+        return feat.mean(1)
+    if how == "max+mean":
+        return feat.amax(1) + feat.mean(1)
+    return feat.flatten(1)
+
+
+def width_of(part: str, backbone: Backbone) -> int:
+    """Channels that one part of a read-out has."""
+    tokens = getattr(getattr(backbone, "config", None), "cls_tokens", 1) if part == "cls" else 1
+    return tokens * backbone.out_channels
+
+
+class Head(OfBackbone):
+    """[B, channels] -> logits. Indices of ``layers`` are those of the published ``cls_head_finetune``."""
+
+    def __init__(self, kind: HeadKind, channels: int, classes: int, backbone_hash: str, dropout: float | None) -> None:
+        super().__init__()
+        rate = 0.5 if dropout is None else dropout
+
+        def hidden(width: int) -> list[nn.Module]:
+            norm = [nn.BatchNorm1d(256)] if kind == "mlp3" else []
+            return [nn.Linear(width, 256), *norm, nn.ReLU(), nn.Dropout(rate)]
+
+        layers: dict[str, list[nn.Module]] = {
+            "mlp3": [*hidden(channels), *hidden(256), nn.Linear(256, classes)],
+            "mlp2": [*hidden(channels), nn.Linear(256, classes)],
+            "linear": [nn.Dropout(dropout or 0.0), nn.Linear(channels, classes)],
+        }
+        if kind not in layers:
+            raise UserError(f"head must be one of {', '.join(layers)}, not {kind!r}")
+        self.layers = nn.Sequential(*layers[kind])
+        self.bind(backbone_hash)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        return self.layers(feat)
