@@ -126,6 +126,8 @@ class AdapterConfig(Recorded):
     #: Kinds of backbones it works on (Backbone.kind), and the reason told where it does not.
     works_on: ClassVar[tuple[str, ...]] = ("points", "tokens")
     needs: ClassVar[str] = ""
+    #: Whether the adapted model computes exactly what the plain one does until it is trained.
+    identity: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
