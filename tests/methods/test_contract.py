@@ -2,11 +2,16 @@
 
 import pytest
 
-from contracts import BACKBONES, CHECKS, Case
+from contracts import BACKBONES, CHECKS, KIND, Case
 from pointadapt.methods import METHODS
 
 #: a decoder probe needs a decoder
-CASES = [(m, b) for m in METHODS for b in BACKBONES if not (m == "decoder" and b == "m2")]
+CASES = [
+    (method, backbone)
+    for method, config in METHODS.items()
+    for backbone in BACKBONES
+    if KIND[backbone] in getattr(config, "works_on", KIND.values()) and not (method == "decoder" and backbone != "m1")
+]
 
 
 @pytest.fixture(autouse=True)
