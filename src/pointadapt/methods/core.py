@@ -37,6 +37,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_
 from torch import Tensor, nn
 
 from pointadapt.errors import UserError
+from pointadapt.methods.adapter import Adapter, Shared, at_least, one_of  # noqa: F401  (methods take them from here)
 from pointadapt.methods.sites import (
     Site,
     bare,
@@ -52,34 +53,6 @@ from pointadapt.methods.sites import (
 
 #: Method name -> config class; each file of this folder adds its own.
 METHODS: dict[str, type[PeftConfig]] = {}
-
-
-class Adapter(nn.Module):
-    """What stands beside (or around) a frozen module.
-
-    ``forward(base, *args)`` calls ``base(*args)``, the frozen module with any adapter below this one, and returns
-    what should stand in for its result. State of one forward pass goes into ``Point.extra``, never on the module.
-    """
-
-    #: The adapter's name in the model ("default"), a key for state in ``Point.extra``; set when it is put in place.
-    adapter_name: str = "default"
-
-    def deltas(self, frozen: nn.Module) -> dict[str, Tensor] | None:
-        """Parameter name of ``frozen`` -> what to add to it so that this adapter can go; None: cannot be merged."""
-        return None
-
-
-class Shared:
-    """Reference to the module that all adapters of one name share.
-
-    A plain object, so that the module is registered (and saved) once, on the tuner; deepcopy and pickle keep it.
-    """
-
-    def __init__(self, store: nn.ModuleDict, adapter_name: str) -> None:
-        self.store, self.adapter_name = store, adapter_name
-
-    def __call__(self) -> Any:
-        return self.store[self.adapter_name]
 
 
 class Recorded(PeftConfig):
@@ -160,19 +133,6 @@ class AdapterConfig(Recorded):
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         raise NotImplementedError(f"{type(self).__name__} makes no adapters")
-
-
-def one_of(name: str, value: Any, allowed: tuple) -> None:
-    """Raise UserError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise UserError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-
-
-def at_least(low: float, **values: float | None) -> None:
-    """Raise UserError for a value below ``low``; None passes."""
-    for name, value in values.items():
-        if value is not None and value < low:
-            raise UserError(f"{name} must be at least {low}, not {value!r}")
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
