@@ -7,8 +7,9 @@ import torch
 
 from pointadapt.data.scans import DataSet
 from pointadapt.errors import UserError
+from pointadapt.files import write_text
 from pointadapt.methods import METHODS
-from pointadapt.run import Run, build_model, dataset_of, write_text
+from pointadapt.run import Run, build_model, dataset_of
 from tiny_runs import tiny_run
 
 

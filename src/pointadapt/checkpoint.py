@@ -25,7 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pointadapt.errors import UserError
-from pointadapt.run import Run, write_bytes, write_text
+from pointadapt.files import write_bytes, write_text
+from pointadapt.run import Run
 
 MADE_BY_TRAINING = ("run.json", "result.json", "metrics.jsonl", "adapter", "state", "tensorboard")
 MADE_AFTERWARDS = ("evaluation.json", "report.html")

@@ -19,9 +19,10 @@ from pointadapt.data.loader import ScanDataset
 from pointadapt.data.scans import DataSet
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
+from pointadapt.files import write_text
 from pointadapt.metrics import Absent, confusion_matrix, scores, sum_over_processes
 from pointadapt.predict import give_back_memory, vote, with_views
-from pointadapt.run import Run, dataset_of, load_model, write_text
+from pointadapt.run import Run, dataset_of, load_model
 
 #: Scans that report.html shows in 3D.
 SCENES = 3

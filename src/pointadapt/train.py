@@ -31,9 +31,10 @@ from pointadapt.data.scans import DataSet
 from pointadapt.data.transforms import TRAIN_TRANSFORMS
 from pointadapt.errors import UserError
 from pointadapt.evaluate import confusion_of
+from pointadapt.files import write_text
 from pointadapt.metrics import scores
 from pointadapt.optim import make_optimizer, make_schedule, parameter_groups
-from pointadapt.run import Run, build_model, write_text
+from pointadapt.run import Run, build_model
 
 LOG_EVERY = 10
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from pointadapt.analysis.charts import SERIES, bars, lines, matrix, smooth
 from pointadapt.analysis.scene import scene_html, scene_script
 from pointadapt.errors import UserError
+from pointadapt.files import write_text
 
 SCORES = ("miou", "macc", "allacc", "confusion")
 
@@ -134,9 +134,7 @@ def write_page(path: Path | str, title: str, body: str, scenes: bool = False) ->
 </html>
 """
     target = Path(path)
-    part = target.with_name(target.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, target)
+    write_text(target, page)
     return target
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pointadapt.files import written
+
 Image = NDArray[np.uint8]  # [height, width, 3]
 
 #: Distinct for normal and for red-green blind eyes: Okabe and Ito's first, then chosen greedily in CIELAB.
@@ -177,9 +179,8 @@ def save_png(image: Image, path: str | os.PathLike[str]) -> Path:
     from PIL import Image as Pillow
 
     target = Path(path)
-    part = target.with_name(target.name + ".part")
-    Pillow.fromarray(image).save(part, format="PNG", optimize=True)
-    os.replace(part, target)
+    with written(target) as part:
+        Pillow.fromarray(image).save(part, format="PNG", optimize=True)
     return target
 
 

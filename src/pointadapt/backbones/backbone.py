@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.errors import UserError
+from pointadapt.ops.batchnorm import keep_still
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Backbone(nn.Module):
@@ -59,15 +58,9 @@ class Backbone(nn.Module):
         )
 
     def train(self, mode: bool = True) -> Backbone:
-        """As ``nn.Module.train``, but BatchNorm with frozen weights stays in eval mode.
-
-        Otherwise its running statistics drift during adaptation, are in no adapter file, and a
-        reloaded adapter gives other numbers (specs, peft_integration 4.1).
-        """
+        """As ``nn.Module.train``, but BatchNorm with frozen weights stays in eval mode."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, BATCH_NORMS) and not any(p.requires_grad for p in module.parameters()):
-                module.eval()
+        keep_still(self)
         return self
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
+from pointadapt.files import write_bytes
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -279,11 +280,9 @@ def save_backbone(backbone: PTv3, path: str | os.PathLike[str], **metadata: str)
     from safetensors.torch import save
 
     path = Path(path)
-    temporary = path.with_name(path.name + ".part")
     header = {"pointadapt": "backbone", "config": json.dumps(asdict(backbone.config)), **metadata}
     # save_file would make it readable for its owner alone
-    temporary.write_bytes(save({k: v.contiguous() for k, v in backbone.state_dict().items()}, header))
-    os.replace(temporary, path)
+    write_bytes(path, save({k: v.contiguous() for k, v in backbone.state_dict().items()}, header))
 
 
 def backbone_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from pointadapt.data.io import is_scan, read_scan
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import YAML, DataSet
 from pointadapt.errors import UserError
+from pointadapt.files import write_text
 
 LAS_ENDINGS = (".las", ".laz")
 ECHOES = ("intensity", "return_number", "number_of_returns")
@@ -122,14 +123,7 @@ def init_dataset(
         raise UserError(f"val is {val}; it is a share of the points, at least 0 and below 1")
     files = survey(folder, label_field) if files is None else files
     dataset = propose(folder, files, classes, label_field, grid_size, scale, val, indoor_grid)
-    temporary = target.with_name(f".{YAML}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(describe(dataset, files))
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, describe(dataset, files))
     return target
 
 

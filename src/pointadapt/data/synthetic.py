@@ -16,6 +16,7 @@ import yaml
 
 from pointadapt.data.furniture import CLUTTER, ROOM_CLASSES, Item, build
 from pointadapt.data.raycast import BOX, Array, Returns, Sensor, Solid, scan, turn_of
+from pointadapt.files import write_bytes, write_text
 
 STYLES = ("a", "b")
 SENSORS = {
@@ -418,9 +419,7 @@ def write_rooms(
         "scale": 0.02 / grid_size,  # backbones know voxels of 0.02
     }
     target = folder / "dataset.yaml"
-    part = target.with_name("dataset.yaml.part")
-    part.write_text(yaml.safe_dump(content, sort_keys=False))
-    part.replace(target)
+    write_text(target, yaml.safe_dump(content, sort_keys=False))
     return target
 
 
@@ -436,6 +435,4 @@ def write_ply(path: Path, coord: np.ndarray, color: np.ndarray, label: np.ndarra
     words = {"<f4": "float", "u1": "uchar", "<i4": "int"}
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
     header += [f"property {words[kind]} {name}" for name, kind in types] + ["end_header", ""]
-    part = path.with_name(path.name + ".part")
-    part.write_bytes("\n".join(header).encode("ascii") + rows.tobytes())
-    part.replace(path)
+    write_bytes(path, "\n".join(header).encode("ascii") + rows.tobytes())

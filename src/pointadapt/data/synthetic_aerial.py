@@ -17,6 +17,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pointadapt.files import write_text, written
+
 Array = NDArray[Any]
 
 AERIAL_CLASSES = ("ground", "low vegetation", "medium vegetation", "high vegetation", "building")
@@ -128,9 +130,7 @@ def write_tiles(
         "transform": "aerial",
     }
     target = folder / "dataset.yaml"
-    part = target.with_name("dataset.yaml.part")
-    part.write_text(yaml.safe_dump(content, sort_keys=False))
-    part.replace(target)
+    write_text(target, yaml.safe_dump(content, sort_keys=False))
     return target
 
 
@@ -145,9 +145,8 @@ def _write_laz(file: Path, tile: dict[str, np.ndarray]) -> None:
     for name in ("intensity", "return_number", "number_of_returns"):
         cloud[name] = tile[name]
     cloud.classification = np.array([*ASPRS_CODES, 1], dtype=np.uint8)[tile["segment"]]  # -1 is the last
-    part = file.with_name("part-" + file.name)  # laspy goes by the suffix
-    cloud.write(str(part))
-    part.replace(file)
+    with written(file) as part:
+        cloud.write(str(part))
 
 
 def _waves(rng: np.random.Generator, count: int, height: float, length: float) -> Array:

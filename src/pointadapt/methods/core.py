@@ -50,6 +50,7 @@ from pointadapt.methods.sites import (
     plain_modules,
     trained_parts,
 )
+from pointadapt.ops.batchnorm import keep_still
 
 #: Method name -> config class; each file of this folder adds its own.
 METHODS: dict[str, type[PeftConfig]] = {}
@@ -405,15 +406,6 @@ class Tuner(BaseTuner):
                 f"{f' (first {unknown[0]})' if unknown else ''}; load it onto the backbone it was trained on"
             )
         return remapped
-
-
-def keep_still(model: nn.Module) -> None:
-    """Put BatchNorm whose weights are all frozen into eval mode: its statistics are in no adapter file."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
-            p.requires_grad for p in module.parameters()
-        ):
-            module.eval()
 
 
 def register_peft_type(name: str) -> PeftType:

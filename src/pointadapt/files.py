@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all: to a temporary name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pointadapt.errors import UserError
+
+
+@contextmanager
+def written(file: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside ``file``, with its ending; what is there at the end takes the file's place.
+
+    The folder is made where it is missing. After an error nothing is left behind and an earlier file is untouched.
+    Raises UserError when the system refuses (a full disk, no permission).
+    """
+    file = Path(file)
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "r+b") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(file: Path | str, text: str) -> None:
+    """``text`` in UTF-8. Raises UserError when it cannot be written."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path | str, content: bytes) -> None:
+    """Raises UserError when it cannot be written."""
+    with written(file) as temporary:
+        temporary.write_bytes(content)
