@@ -89,10 +89,11 @@ def lexicographic(coord: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def farthest_points(coord: Tensor, count: int, rule: Rule = "clean") -> Tensor:
+def farthest_points(coord: Tensor, count: int, rule: Rule = "clean", start: Tensor | None = None) -> Tensor:
     """[B, count] rows of coord [B, N, 3]: each the farthest from all before it. A longer sample starts like a shorter.
 
     "clean" expects rows in an order that belongs to the set (see :func:`lexicographic`): the first of equals wins.
+    It begins with the rows ``start`` [B], by default those farthest from the centroids.
     """
     batch, points, _ = coord.shape
     device = coord.device
@@ -106,7 +107,7 @@ def farthest_points(coord: Tensor, count: int, rule: Rule = "clean") -> Tensor:
         last = (priority == 0).nonzero().view(1).expand(batch)
     else:
         priority = None
-        last = (coord - coord.mean(1, keepdim=True)).square().sum(-1).argmax(1)
+        last = (coord - coord.mean(1, keepdim=True)).square().sum(-1).argmax(1) if start is None else start
     x, y, z = coord.unbind(-1)
     chosen = [last]
     for _ in range(count - 1):
