@@ -25,6 +25,7 @@ PUBLIC = {
     "adapt": "pointadapt.methods.core",
     "GEMConfig": "pointadapt.methods.gem",
     "PointTPAConfig": "pointadapt.methods.pointtpa",
+    "PointGSTConfig": "pointadapt.methods.pointgst",
     "BottleneckConfig": "pointadapt.methods.adapters",
     "BitFitConfig": "pointadapt.methods.adapters",
     "LinearConfig": "pointadapt.methods.adapters",

@@ -25,6 +25,7 @@ KINDS = {
     "pointtpa": "pointtpa",
     "pointmae_cls": "pointmae",
     "pointbert_cls": "pointmae",
+    "pointgst": "pointgst",
 }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from parity.objects import Fixture, close, fill, gradients, rename
 from pointadapt.backbones.point_vit import RENAMED, PointViT, PointViTConfig
+from pointadapt.point import Point
 from pointadapt.tasks.classification import Classification
 
 
@@ -32,8 +33,11 @@ def name(key: str) -> str | None:
     return f"backbone.{rename(key, RENAMED)}"
 
 
-def front_and_blocks(model: nn.Module, fixture: Fixture) -> tuple[list, torch.Tensor]:
-    """Run the model: (errors of centres, groups, tokens, block outputs, norm and logits; the logits)."""
+def front_and_blocks(model: nn.Module, fixture: Fixture, point: Point | None = None) -> tuple[list, torch.Tensor]:
+    """Run the model: (errors of centres, groups, tokens, block outputs, norm and logits; the logits).
+
+    point  the fixture's clouds when something was put into their cache
+    """
     backbone = model.backbone
     seen: dict[str, torch.Tensor] = {}
     hooks = [
@@ -43,7 +47,7 @@ def front_and_blocks(model: nn.Module, fixture: Fixture) -> tuple[list, torch.Te
     ]
     for index, block in enumerate(backbone.blocks):
         hooks.append(block.register_forward_hook(lambda m, i, o, n=f"block{index}": seen.update({n: o.feat})))
-    logits = model(fixture.point)
+    logits = model(fixture.point if point is None else point)
     for hook in hooks:
         hook.remove()
     found = []
