@@ -84,6 +84,9 @@ def check(path: Path) -> list[tuple[str, float, float]]:
     pcsa_in: list[Tensor] = []
     adapter.register_forward_hook(lambda m, args, out: pcsa_in.extend([args[1].feat, m.branch(args[1])]))
     found, logits = front_and_blocks(model, fixture, point)
-    results += [close(f"mid.pcsa0_{end}", ours, data[f"mid.pcsa0_{end}"]) for end, ours in zip(("in", "out"), pcsa_in)]
+    results += [
+        close(f"mid.pcsa0_{end}", ours, data[f"mid.pcsa0_{end}"])
+        for end, ours in zip(("in", "out"), pcsa_in[:2], strict=True)
+    ]
     F.cross_entropy(logits, data["in.labels"].long()).backward()
     return results + found + gradients(adapted, names, fixture.notes)

@@ -328,7 +328,7 @@ def upright(vectors: Tensor) -> Tensor:
 def cosines(counts: Tensor, length: int) -> Tensor:
     """[P, length, length] columns of the orthonormal DCT-II over the first ``counts`` [P] nodes."""
     node = torch.arange(length, device=counts.device, dtype=torch.float64)
-    total = counts[:, None, None].clamp(min=1)
+    total = counts[:, None, None].clamp(min=1).double()
     basis = torch.cos(torch.pi * (node[:, None] + 0.5) * node / total) * (2 / total).sqrt()
     basis[:, :, 0] *= 0.5**0.5
     return basis
