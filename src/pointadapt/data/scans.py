@@ -84,6 +84,11 @@ class DataSet:
         """From what :meth:`as_dict` returned, every value checked; the listed scans need not exist."""
         if not isinstance(content, dict):
             raise UserError(f"{file}: it must hold keys such as classes and splits, not {type(content).__name__}")
+        if "task" in content:
+            raise UserError(
+                f"{file}: `task: {content['task']}` makes it a data set of single objects, this works on scenes; "
+                f"from Python read it with open_dataset, or remove `task` if these are scenes"
+            )
         known = {f.name: f.type for f in fields(cls) if f.name != "folder"}
         for key in content:
             if key not in known:
