@@ -7,7 +7,8 @@ their own class: recon.py, point_gpt.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,14 +27,15 @@ from pointadapt.tokens import Tokens
 class PointViTConfig:
     """Everything that decides the network; defaults are Point-MAE's (and ACT's).
 
-    family         which class it becomes: "vit" (Point-MAE, Point-BERT, ACT), "recon" or "gpt"
+    family         which class it becomes: "vit" (Point-MAE, Point-BERT, ACT), "recon", "recon-as-vit" or "gpt"
     groups         G tokens, of group_size K points each
     embed_channels width of the small PointNet's output; where it is not ``channels`` a Linear follows (Point-BERT)
-    cls_tokens     learned tokens in front of the groups
+    embed_hidden   widths inside of it; the last is that of its second half (see PatchEmbed)
+    cls_tokens     learned tokens in front of the groups; 0: none, as in the published part segmentation
     sampling       "clean": groups do not depend on the order of the points; "released": the CUDA operators' rule
     """
 
-    family: Literal["vit", "recon", "gpt"] = "vit"
+    family: Literal["vit", "recon", "recon-as-vit", "gpt"] = "vit"
     groups: int = 64
     group_size: int = 32
     channels: int = 384
@@ -52,21 +54,49 @@ class PointViTConfig:
             raise ValueError(f"PointViTConfig.channels {self.channels} must be a multiple of heads {self.heads}")
 
 
+#: Official key -> ours in Point-MAE, Point-BERT and ACT, rules applied in turn.
+RENAMED = [
+    (r"^cls_(token|pos)$", r"cls.\1"),
+    (r"^encoder\.(first|second)_conv\.", r"tokenizer.embed.\1."),
+    (r"^reduce_dim\.", "tokenizer.reduce."),
+    (r"^pos_embed\.", "tokenizer.pos."),
+    (r"^blocks\.blocks\.", "blocks."),
+    (r"^(blocks\.\d+)\.norm1\.", r"\1.mix.norm."),
+    (r"^(blocks\.\d+)\.norm2\.", r"\1.ffn.norm."),
+    (r"^(blocks\.\d+)\.attn\.", r"\1.mix.attn."),
+    (r"^(blocks\.\d+)\.mlp\.", r"\1.ffn.mlp."),
+    (r"^norm\.", "final_norm."),
+]
+
+
 class PatchEmbed(nn.Module):
-    """A small PointNet per group: [B, G, K, 3] -> [B, G, C]. Its 1x1 convolutions are Linear here."""
+    """A small PointNet per group: [B, G, K, 3] -> [B, G, C]. Its 1x1 convolutions are Linear here.
+
+    hidden  widths of ``first``, which works on single points, then that of ``second``, which also sees their maximum
+    """
 
     def __init__(self, hidden: Sequence[int], channels: int) -> None:
         super().__init__()
         self.channels = channels
-        narrow, middle, wide = hidden
-        self.conv1, self.norm1, self.conv2 = nn.Linear(3, narrow), RowNorm(narrow), nn.Linear(narrow, middle)
-        self.conv3, self.norm2, self.conv4 = nn.Linear(2 * middle, wide), RowNorm(wide), nn.Linear(wide, channels)
+        *narrow, wide = hidden
+        self.first = rows_mlp(3, *narrow)
+        self.second = rows_mlp(2 * narrow[-1], wide, channels)
 
     def forward(self, coord: Tensor) -> Tensor:
-        feat = self.conv2(F.relu(self.norm1(self.conv1(coord))))
+        feat = self.first(coord)
         whole = feat.amax(-2, keepdim=True).expand_as(feat)
-        feat = self.conv4(F.relu(self.norm2(self.conv3(torch.cat([whole, feat], -1)))))
-        return feat.amax(-2)
+        return self.second(torch.cat([whole, feat], -1)).amax(-2)
+
+
+def rows_mlp(channels: int, *widths: int) -> nn.Sequential:
+    """Linear layers with BatchNorm and ReLU between them; its indices are those of the published ``first_conv``."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        if layers:
+            layers += [RowNorm(channels), nn.ReLU()]
+        layers.append(nn.Linear(channels, width))
+        channels = width
+    return nn.Sequential(*layers)
 
 
 class RowNorm(nn.BatchNorm1d):
@@ -86,6 +116,8 @@ class PositionMLP(nn.Sequential):
 class Tokenizer(nn.Module):
     """Point -> Tokens: one "patch" token per group of points, with the centres' position embedding."""
 
+    position: ClassVar[type[nn.Module]] = PositionMLP
+
     def __init__(self, config: PointViTConfig) -> None:
         super().__init__()
         self.groups, self.group_size, self.sampling = config.groups, config.group_size, config.sampling
@@ -93,7 +125,7 @@ class Tokenizer(nn.Module):
         self.embed = PatchEmbed(config.embed_hidden, config.embed_channels)
         is_narrow = config.embed_channels != config.channels
         self.reduce = nn.Linear(config.embed_channels, config.channels) if is_narrow else nn.Identity()
-        self.pos = PositionMLP(config.channels)
+        self.pos = self.position(config.channels)
 
     def forward(self, point: Point) -> Tokens:
         found = group(point, self.groups, self.group_size, self.sampling)
@@ -133,17 +165,21 @@ class Attention(nn.Module):
         """prompt: further keys and values, each [n, C] (or [B, n, C]), that every token sees (prefix tuning)."""
         batch, length, channels = tokens.feat.shape
         query, key, value = self.qkv(tokens.feat).chunk(3, -1)
-        mask = tokens.mask
+        mask = self.mask(tokens)
         if prompt is not None:
             key, value = (
                 torch.cat([p.to(x.dtype).expand(batch, -1, channels), x], 1)
                 for p, x in zip(prompt, (key, value), strict=True)
             )
             if mask is not None:
-                mask = F.pad(mask, (key.shape[1] - length, 0))
+                mask = F.pad(mask, (key.shape[1] - length, 0), value=mask.dtype == torch.bool)
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         feat = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return tokens.but(feat=self.proj(feat.transpose(1, 2).reshape(batch, length, channels)))
+
+    def mask(self, tokens: Tokens) -> Tensor | None:
+        """Which token may see which; None: every token sees every token."""
+        return tokens.mask
 
 
 class MLP(nn.Module):
@@ -159,12 +195,15 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """norm, then attention or MLP, then drop path: what a block adds to the stream. ``inner`` names the middle."""
+    """norm, then attention or MLP, then drop path: what a block adds to the stream. ``inner`` names the middle.
 
-    def __init__(self, name: str, inner: nn.Module, channels: int, drop_path: float) -> None:
+    Without ``has_norm`` the norm is the block's: the stream itself is normalised (ReCon, PointGPT).
+    """
+
+    def __init__(self, name: str, inner: nn.Module, channels: int, drop_path: float, has_norm: bool = True) -> None:
         super().__init__()
         self.inner, self.channels = name, channels
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels) if has_norm else nn.Identity()
         self.add_module(name, inner)
         self.drop_path = DropPath(drop_path)
 
@@ -176,11 +215,18 @@ class Branch(nn.Module):
 class Block(nn.Module):
     """x + position, + attention, + feed-forward: the position is added anew before every block."""
 
+    attention: ClassVar[type[Attention]] = Attention
+    feed_forward: ClassVar[type[MLP]] = MLP
+    #: Whether the norms belong to the branches (mix, ffn).
+    has_norm: ClassVar[tuple[bool, bool]] = (True, True)
+
     def __init__(self, config: PointViTConfig, drop_path: float) -> None:
         super().__init__()
         channels = self.channels = config.channels
-        self.mix = Branch("attn", Attention(channels, config.heads, config.qkv_bias), channels, drop_path)
-        self.ffn = Branch("mlp", MLP(channels, int(channels * config.mlp_ratio)), channels, drop_path)
+        attn = self.attention(channels, config.heads, config.qkv_bias)
+        mlp = self.feed_forward(channels, int(channels * config.mlp_ratio))
+        self.mix = Branch("attn", attn, channels, drop_path, self.has_norm[0])
+        self.ffn = Branch("mlp", mlp, channels, drop_path, self.has_norm[1])
 
     def forward(self, tokens: Tokens) -> Tokens:
         tokens = tokens.placed()
@@ -215,6 +261,10 @@ class PointViT(Backbone):
     tokenizer_class: ClassVar[type[nn.Module]] = Tokenizer
     kind: ClassVar[str] = "tokens"
     reads: ClassVar[tuple[str, ...]] = ("cls", "max patch")
+    #: What part segmentation reads of whole clouds (tasks/parts.py).
+    part_reads: ClassVar[tuple[str, ...]] = ("max", "mean")
+    #: Official key -> ours.
+    renamed: ClassVar[list[tuple[str, str]]] = RENAMED
 
     def __init__(self, config: PointViTConfig) -> None:
         super().__init__()
@@ -222,19 +272,23 @@ class PointViT(Backbone):
         self.in_channels = 3
         self.out_channels = config.channels
         self.tokenizer = self.tokenizer_class(config)
-        self.cls = ClassTokens(config.cls_tokens, config.channels)
+        self.cls = ClassTokens(config.cls_tokens, config.channels) if config.cls_tokens else nn.Identity()
         self.blocks = nn.ModuleList(self.block(config, rate) for rate in rising(config.drop_path, config.depth))
         self.final_norm = nn.LayerNorm(config.channels)
-        self.fresh = ["cls"]
+        self.fresh = ["cls"] if config.cls_tokens else []
         self.apply(init_weights)
 
     def forward(self, point: Point) -> Tokens:  # type: ignore[override]
         *_, tokens = self.stages(point)
         return self.leave(tokens)
 
+    def enter(self, point: Point) -> Tokens:
+        """What goes into the first block."""
+        return self.cls(self.tokenizer(point))
+
     def stages(self, point: Point) -> Iterator[Tokens]:
         """What leaves the blocks, one by one, before the final norm."""
-        tokens = self.cls(self.tokenizer(point))
+        tokens = self.enter(point)
         for block in self.blocks:
             tokens = block(tokens)
             yield tokens
@@ -246,29 +300,19 @@ class PointViT(Backbone):
         """Normed outputs of the blocks ``layers`` (counted from 0), as part segmentation reads them."""
         return [self.leave(tokens) for index, tokens in enumerate(self.stages(point)) if index in layers]
 
+    @classmethod
+    def from_official(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A bare official state dict in our key names; entries without a counterpart here keep theirs."""
+        found = {}
+        for key, value in state.items():
+            for pattern, new in cls.renamed:
+                key = re.sub(pattern, new, key)
+            found[key] = value.squeeze(-1) if value.ndim == 3 and key.startswith("tokenizer.embed.") else value
+        return found
+
 
 def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-#: Official key -> ours, rules applied in turn.
-RENAMED = [
-    (r"^cls_(token|pos)$", r"cls.\1"),
-    (r"^encoder\.first_conv\.0\.", "tokenizer.embed.conv1."),
-    (r"^encoder\.first_conv\.1\.", "tokenizer.embed.norm1."),
-    (r"^encoder\.first_conv\.3\.", "tokenizer.embed.conv2."),
-    (r"^encoder\.second_conv\.0\.", "tokenizer.embed.conv3."),
-    (r"^encoder\.second_conv\.1\.", "tokenizer.embed.norm2."),
-    (r"^encoder\.second_conv\.3\.", "tokenizer.embed.conv4."),
-    (r"^reduce_dim\.", "tokenizer.reduce."),
-    (r"^pos_embed\.", "tokenizer.pos."),
-    (r"^blocks\.blocks\.", "blocks."),
-    (r"^(blocks\.\d+)\.norm1\.", r"\1.mix.norm."),
-    (r"^(blocks\.\d+)\.norm2\.", r"\1.ffn.norm."),
-    (r"^(blocks\.\d+)\.attn\.", r"\1.mix.attn."),
-    (r"^(blocks\.\d+)\.mlp\.", r"\1.ffn.mlp."),
-    (r"^norm\.", "final_norm."),
-]
