@@ -25,6 +25,8 @@ KINDS = {
     "pointtpa": "pointtpa",
     "pointmae_cls": "pointmae",
     "pointbert_cls": "pointmae",
+    "recon_cls": "recon",
+    "pointgpt_s_full": "pointgpt",
     "pointgst": "pointgst",
 }
 
