@@ -27,7 +27,9 @@ KINDS = {
     "pointbert_cls": "pointmae",
     "recon_cls": "recon",
     "pointgpt_s_full": "pointgpt",
+    "pointmae_partseg_full": "pointmae_partseg",
     "pointgst": "pointgst",
+    "pointlora": "pointlora",
 }
 
 

@@ -11,6 +11,7 @@ points, that
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -32,12 +33,16 @@ class Backbone(nn.Module):
     dense_channels  channels of ``dense(point)``, one row per input point: what a segmentation head reads
     kind            "points": features of single points flow through it (Point); "tokens": of groups of points (Tokens)
     reads           what a classification head reads of ``forward(point)`` (tasks/classification.readout)
+    part_reads      what a part segmentation's head reads of a whole cloud (tasks/parts.py)
+    depth           number of blocks whose outputs ``taps`` gives; 0: it has no taps
     fresh           names of children that no checkpoint filled (a new decoder): ``pa.adapt`` trains them
     """
 
     slots: ClassVar[dict[str, str]] = {}
     kind: ClassVar[str] = "points"
     reads: ClassVar[tuple[str, ...]] = ("max", "mean")
+    part_reads: ClassVar[tuple[str, ...]] = ("max", "mean")
+    depth: int = 0
     in_channels: int
     out_channels: int
     dense_channels: int
@@ -56,6 +61,10 @@ class Backbone(nn.Module):
             f"{self.name_or_path} gives features of groups of points, not of points: use it for objects "
             "(pa.Classification, pa.PartSegmentation)"
         )
+
+    def taps(self, point: Point, layers: Sequence[int]) -> list[Tokens]:
+        """Normed outputs of the blocks ``layers`` (counted from 0); for networks over groups of points."""
+        raise UserError(f"{self.name_or_path} has no groups of points to segment parts by: use pa.Segmentation with it")
 
     def train(self, mode: bool = True) -> Backbone:
         """As ``nn.Module.train``, but BatchNorm with frozen weights stays in eval mode."""

@@ -261,15 +261,13 @@ class PointViT(Backbone):
     tokenizer_class: ClassVar[type[nn.Module]] = Tokenizer
     kind: ClassVar[str] = "tokens"
     reads: ClassVar[tuple[str, ...]] = ("cls", "max patch")
-    #: What part segmentation reads of whole clouds (tasks/parts.py).
-    part_reads: ClassVar[tuple[str, ...]] = ("max", "mean")
     #: Official key -> ours.
     renamed: ClassVar[list[tuple[str, str]]] = RENAMED
 
     def __init__(self, config: PointViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.in_channels = 3
+        self.in_channels, self.depth = 3, config.depth
         self.out_channels = config.channels
         self.tokenizer = self.tokenizer_class(config)
         self.cls = ClassTokens(config.cls_tokens, config.channels) if config.cls_tokens else nn.Identity()

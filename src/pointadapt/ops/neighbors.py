@@ -143,3 +143,23 @@ def nearest(query: Tensor, coord: Tensor, count: int) -> Tensor:
     for axis in range(3):  # one axis at a time: no [B, Q, N, 3] is made
         distance += (query[:, :, None, axis] - coord[:, None, :, axis]).square_()
     return distance.topk(count, largest=False).indices
+
+
+def spread(point: Point, center: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
+    """How every point is interpolated from the centres [B, G, 3] of its own cloud.
+
+    Returns (index [N, count] of its nearest centres among the B G rows, weights [N, count] that sum to 1 and fall
+    with the squared distance: 1 / (d^2 + 1e-8), as in PointNet++).
+    """
+    groups = center.shape[1]
+    indices, weights = [], []
+    first = 0
+    for coord in clouds_of(point):
+        near = center[first : first + len(coord)]
+        index = nearest(coord, near, min(count, groups))
+        weight = 1 / ((gather(near, index) - coord[:, :, None]).square().sum(-1) + 1e-8)
+        start = groups * torch.arange(first, first + len(coord), device=coord.device)
+        indices.append((index + start[:, None, None]).flatten(0, 1))
+        weights.append((weight / weight.sum(-1, keepdim=True)).flatten(0, 1))
+        first += len(coord)
+    return torch.cat(indices), torch.cat(weights)
