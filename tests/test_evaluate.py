@@ -11,10 +11,12 @@ from torch import nn
 from pointadapt.data.loader import ScanDataset
 from pointadapt.data.scans import DataSet
 from pointadapt.data.transforms import Sample
+from pointadapt.domains.domain import Asked, open_domain
+from pointadapt.domains.models import load_model
+from pointadapt.domains.scenes import Scenes, vote
 from pointadapt.errors import UserError
-from pointadapt.evaluate import confusion_of, evaluate
-from pointadapt.predict import vote
-from pointadapt.run import Run, load_model
+from pointadapt.evaluate import evaluate
+from pointadapt.run import Run
 from pointadapt.train import train
 from tiny_runs import ByColor, tiny_run, write_scans
 
@@ -48,7 +50,7 @@ def test_files(run):
 
 @pytest.mark.parametrize("tta", [0, 1, 13])
 def test_twice_the_same_bit_by_bit(run, tta):
-    model = load_model(run, ["ground", "wall", "box"])
+    model = load_model(open_domain(run))
     sample = DataSet.open(run.data).read(run.data / "val3.ply")
     once, again = (vote(model, sample, 0.1, run, CPU, tta) for _ in range(2))
     assert torch.equal(once, again)
@@ -98,7 +100,9 @@ def test_tiles_score_every_point_once(run, tmp_path):
     whole = ScanDataset(dataset, "val", train=False)
     tiled = ScanDataset(dataset, "val", train=False, limit=300)
     assert len(whole) == 1 and len(tiled) > 4
-    counts = [confusion_of(ByColor(), scans, run, CPU, views=0) for scans in (whole, tiled)]
+    domain = Scenes(run, dataset)
+    found = [domain.evaluate(ByColor(), scans, CPU, Asked()) for scans in (whole, tiled)]
+    counts = [torch.tensor(one.details["confusion"]) for one in found]
     assert counts[0].sum() == counts[1].sum() == (whole[0]["segment"] >= 0).sum()
     # Voxels begin at each tile's own corner, so few points share theirs with others: nearly the same answers.
     assert (counts[0] - counts[1]).abs().sum() < 0.02 * counts[0].sum()

@@ -16,9 +16,12 @@ from pointadapt.data.io import read_scan
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic import write_ply
+from pointadapt.domains.domain import remembered_domain
+from pointadapt.domains.files import file_jobs
+from pointadapt.domains.scenes import classify
 from pointadapt.errors import UserError
-from pointadapt.predict import classify, list_jobs, predict
-from pointadapt.run import Run, dataset_of
+from pointadapt.predict import predict
+from pointadapt.run import Run
 from pointadapt.train import train
 from tiny_runs import CLASSES, ByColor, scan, tiny_run
 
@@ -74,7 +77,7 @@ def test_tiles_agree_with_one_pass(run, up):
     coord, color, label = scan(5, points=4000, size=60.0)
     coord = coord.astype(np.float64)
     wide = Scan(Path("wide.ply"), coord if up == "z" else coord[:, [0, 2, 1]] * [1, 1, -1], color)
-    dataset = dataclasses.replace(dataset_of(run), up=up)
+    dataset = dataclasses.replace(remembered_domain(run).dataset, up=up)
     answers = []
     for limit in (100_000, 800):
         tiled = dataclasses.replace(run, tile=limit)
@@ -120,16 +123,16 @@ def test_refusals(run, tmp_path):
         (tmp_path, "another format"),
     ):
         with pytest.raises(UserError, match=message):
-            list_jobs(source, out, overwrite=True)
+            file_jobs(source, out, overwrite=True)
     with pytest.raises(UserError, match="there is no scan"):
-        list_jobs(tmp_path / "nothing.ply", None, overwrite=False)
+        file_jobs(tmp_path / "nothing.ply", None, overwrite=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no scans"):
-        list_jobs(tmp_path / "empty", None, overwrite=False)
+        file_jobs(tmp_path / "empty", None, overwrite=False)
     link = tmp_path / "link.ply"
     link.symlink_to(source)
     with pytest.raises(UserError, match="is the scan itself"):
-        list_jobs(source, link, overwrite=True)
+        file_jobs(source, link, overwrite=True)
 
 
 def test_bad_scans_leave_nothing_behind(run, tmp_path):
@@ -181,7 +184,7 @@ def test_memory_is_bounded(run, tmp_path):
     path = [str(Path(__file__).parent.parent / "src")]
     tiled = Run.load(run.folder)
     tiled.tile, tiled.out = 20_000, tmp_path / "run"
-    tiled.save(dataset_of(run))
+    tiled.save(remembered_domain(run).dataset)
     (tmp_path / "run" / "adapter").symlink_to(run.folder / "adapter")
     script = MEMORY.format(path=path, run=str(tmp_path / "run"), source=str(tmp_path / "big.ply"))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from pointadapt.data.scans import DataSet
+from pointadapt.domains.domain import remembered_domain
+from pointadapt.domains.models import build_model
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
 from pointadapt.methods import METHODS
-from pointadapt.run import Run, build_model, dataset_of
-from tiny_runs import tiny_run
+from pointadapt.run import Run
+from tiny_runs import scenes, tiny_run
 
 
 def test_json_round_trip(tmp_path):
@@ -21,7 +23,7 @@ def test_json_round_trip(tmp_path):
     assert content["run"]["seed"] == 7 and content["run"]["options"] == {"rank": 4}
     assert content["made"]["torch"] == torch.__version__.split("+")[0] or content["made"]["torch"] == torch.__version__
     assert {"git", "python", "peft", "accelerate", "date"} <= content["made"].keys()
-    dataset = dataset_of(run)
+    dataset = remembered_domain(run).dataset
     assert dataset.names == ["ground", "wall", "box"] and dataset.raw_ids.tolist() == [10, 20, 30]
     assert dataset.ignore == (99,) and dataset.grid_size == 0.1
 
@@ -72,27 +74,27 @@ def test_methods_by_object_and_by_name(tmp_path):
     houlsby = tiny_run(tmp_path, method=METHODS["houlsby"]())
     assert (houlsby.method, houlsby.options) == ("houlsby", {})
     with pytest.raises(UserError, match="unknown method 'gemm'"):
-        build_model(tiny_run(tmp_path, method="gemm"), ["a", "b"])
+        build_model(scenes(tiny_run(tmp_path, method="gemm"), ["a", "b"]))
     with pytest.raises(UserError, match="no option 'ranks'"):
-        build_model(tiny_run(tmp_path, options={"ranks": 4}), ["a", "b"])
+        build_model(scenes(tiny_run(tmp_path, options={"ranks": 4}), ["a", "b"]))
 
 
 def test_the_model_depends_on_the_seed_alone(tmp_path):
     def weights(seed):
         torch.rand(1)  # whatever the global generator is up to
-        return build_model(tiny_run(tmp_path, seed=seed), ["a", "b", "c"]).state_dict()
+        return build_model(scenes(tiny_run(tmp_path, seed=seed), ["a", "b", "c"])).state_dict()
 
     first, again, other = weights(0), weights(0), weights(1)
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
     before = torch.get_rng_state()
-    build_model(tiny_run(tmp_path), ["a", "b"])
+    build_model(scenes(tiny_run(tmp_path), ["a", "b"]))
     assert torch.equal(before, torch.get_rng_state()), "building a model moved the global generator"
 
 
 @pytest.mark.parametrize("drop_path", [False, True])
 def test_drop_path(tmp_path, drop_path):
-    model = build_model(tiny_run(tmp_path, drop_path=drop_path), ["a", "b"])
+    model = build_model(scenes(tiny_run(tmp_path, drop_path=drop_path), ["a", "b"]))
     rates = [module.rate for module in model.modules() if hasattr(module, "rate")]
     assert rates and any(rates) == drop_path
 

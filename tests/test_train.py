@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from pointadapt.checkpoint import trained_state
-from pointadapt.data.loader import ScanDataset
-from pointadapt.data.scans import DataSet
+from pointadapt.domains.domain import open_domain
+from pointadapt.domains.models import build_model, load_model
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS
-from pointadapt.run import Run, build_model, load_model
-from pointadapt.train import Crops, check_trained, make_accelerator, train
-from tiny_runs import tiny_run, write_scans
+from pointadapt.run import Run
+from pointadapt.train import Batches, check_trained, make_accelerator, train
+from tiny_runs import scenes, tiny_run, write_scans
 
 HERE = Path(__file__).parent
 
@@ -78,8 +78,8 @@ def test_best_is_the_best_validation(finished):
 
 def test_frozen_weights_do_not_move(finished):
     run, _ = finished
-    before = build_model(run, ["ground", "wall", "box"])
-    after = load_model(run, ["ground", "wall", "box"], "last")
+    before = build_model(open_domain(run))
+    after = load_model(open_domain(run), "last")
     changed = set(trained_state(before))
     state = before.state_dict()
     for name, value in after.state_dict().items():
@@ -178,7 +178,7 @@ def test_accumulated_parts_are_the_whole_step(tmp_path):
     crops = {}
     for parts in (1, 2):
         run = tiny_run(tmp_path, grad_accum=parts)
-        made = Crops(run, ScanDataset(DataSet.open(run.data), "train"), make_accelerator(run))
+        made = Batches(open_domain(run), make_accelerator(run))
         batches = list(made.loader(start=3))
         assert len(batches) == 3 * parts
         crops[parts] = torch.cat([batch["point"].coord for batch in batches])
@@ -188,12 +188,11 @@ def test_accumulated_parts_are_the_whole_step(tmp_path):
 
 def test_every_scan_once_per_epoch_and_the_same_with_workers(tmp_path):
     run = tiny_run(tmp_path, batch_size=3, steps=4)
-    scans = ScanDataset(DataSet.open(run.data), "train")
-    batches = list(Crops(run, scans, make_accelerator(run)).loader(start=0))
+    batches = list(Batches(open_domain(run), make_accelerator(run)).loader(start=0))
     assert [sorted(batch["name"]) for batch in batches] == [["train0.ply", "train1.ply", "train2.ply"]] * 4
     assert not torch.equal(batches[0]["point"].coord[:100], batches[1]["point"].coord[:100])
     run.num_workers = 2
-    parallel = list(Crops(run, scans, make_accelerator(run)).loader(start=2))
+    parallel = list(Batches(open_domain(run), make_accelerator(run)).loader(start=2))
     for one, other in zip(batches[2:], parallel, strict=True):
         assert torch.equal(one["point"].feat, other["point"].feat) and one["name"] == other["name"]
 
@@ -203,7 +202,7 @@ def test_every_method_trains(tmp_path, method):
     run = tiny_run(tmp_path, method=method, options={}, steps=2, decoder=method == "decoder")
     result = train(run)
     assert result["loss"] > 0
-    load_model(run, ["ground", "wall", "box"])
+    load_model(open_domain(run))
 
 
 def test_bf16_on_the_cpu(tmp_path):
@@ -227,7 +226,7 @@ def test_divergence_is_told(tmp_path):
 
 
 def test_optimiser_holds_what_is_trained(tmp_path):
-    model = build_model(tiny_run(tmp_path), ["a", "b"])
+    model = build_model(scenes(tiny_run(tmp_path), ["a", "b"]))
     parameters = [p for p in model.parameters() if p.requires_grad]
     check_trained(model, [{"name": "head", "params": parameters}])
     frozen = next(p for p in model.parameters() if not p.requires_grad)

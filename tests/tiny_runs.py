@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.backbones.weights import save_backbone
+from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic import write_ply
+from pointadapt.domains.scenes import Scenes
 from pointadapt.point import Point
 from pointadapt.run import Run
 
@@ -89,3 +91,8 @@ def tiny_run(folder: Path, **changes: Any) -> Run:
     if settings.get("method", "gem") != "gem" and "options" not in changes:
         settings["options"] = {}
     return Run(**settings)
+
+
+def scenes(run: Run, names: list[str]) -> Scenes:
+    """The run on scans with classes of these names."""
+    return Scenes(run, DataSet(run.data, dict(enumerate(names))))

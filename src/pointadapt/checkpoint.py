@@ -46,7 +46,7 @@ class Progress:
 
 
 def check_folder(run: Run, resume: bool, overwrite: bool) -> None:
-    """Raises UserError where the folder's content does not suit a start, or the settings do not suit a resume."""
+    """Raises UserError where the folder's content does not suit a start, or a resume."""
     out = run.folder
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give --out a folder")
@@ -56,11 +56,15 @@ def check_folder(run: Run, resume: bool, overwrite: bool) -> None:
         return
     if not (out / "state" / "state.pt").is_file():
         raise UserError(f"{out} holds no saved state to resume: start it with --overwrite")
-    before, now = Run.load(out).as_dict(), run.as_dict()
+
+
+def check_resumable(run: Run, started: Run) -> None:
+    """Raises UserError where ``run`` has other settings than the run that was started in its folder."""
+    before, now = started.as_dict(), run.as_dict()
     changed = [k for k in now if now[k] != before[k] and k not in ("data", "out", "num_workers", "cache")]
     if changed:
         told = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed)
-        raise UserError(f"{out} was started with other settings ({told}): a resumed run must keep them")
+        raise UserError(f"{run.folder} was started with other settings ({told}): a resumed run must keep them")
 
 
 def clear_folder(out: Path) -> None:
@@ -76,9 +80,6 @@ def clear_folder(out: Path) -> None:
 
 def save(out: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, schedule: Any, now: Progress) -> None:
     """adapter/best if it is, adapter/last, then the state: killed in between, the step is merely done again."""
-    value = now.scores["miou"] if now.scores else float(now.step)
-    if now.best is None or not now.scores or value > now.best["miou"]:
-        now.best, now.best_step = now.scores, now.step
     if now.losses:  # of all processes: a resumed run starts each from the same state
         now.losses = list(accelerator.reduce(torch.stack(now.losses), "mean"))
     if accelerator.is_main_process:

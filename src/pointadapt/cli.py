@@ -22,9 +22,12 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from pointadapt.errors import UserError
+from pointadapt.kinds import KINDS, YAML, kind_of
 from pointadapt.run import Run, option
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Fields of Run that are flags: a method's options have flags of their own, the kind of data is in dataset.yaml.
+RUN_FLAGS = [f.name for f in dataclasses.fields(Run) if f.name not in ("options", "kind")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,7 +135,6 @@ class Adapt:
 
     def run(self) -> None:
         from pointadapt.analysis.describe import result_table, show
-        from pointadapt.data.scans import YAML
         from pointadapt.data.survey import init_dataset, survey
         from pointadapt.train import train
 
@@ -142,6 +144,7 @@ class Adapt:
             file = init_dataset(run.data, files, indoor_grid=indoor_grid(run.backbone))
             print(f"{run.data} has no {YAML}: wrote {file} after looking at the scans")
             note_warnings(run.data, files)
+            run = self.settings()  # the kind of data is known now
         try:
             result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])
         except KeyboardInterrupt:
@@ -151,17 +154,18 @@ class Adapt:
         if os.environ.get("RANK", "0") == "0":  # one of several processes
             show(result_table(result))
             print(f"score it with: pointadapt evaluate {run.folder}")
-            print(f"label a scan with: pointadapt predict {run.folder} SCAN")
+            print(f"label a file with: pointadapt predict {run.folder} FILE")
 
     def settings(self) -> Run:
         """The Run that the flags say; with --resume, the run's own settings with the flags given on top."""
-        flags = {f.name: getattr(self, f.name) for f in dataclasses.fields(Run) if f.name != "options"}
+        given = {k: v for k, v in changed(self).items() if k in RUN_FLAGS}
         method_options = getattr(self, "method_options", None)
-        run = Run(**flags, options={} if method_options is None else changed(method_options))
+        if method_options is not None:
+            given["options"] = changed(method_options)
+        run = Run(**given)
         if not vars(self)["resume"]:
             return run
-        stored = Run.load(run.folder)
-        return dataclasses.replace(stored, **{k: v for k, v in changed(run).items() if k not in ("data", "out")})
+        return dataclasses.replace(Run.load(run.folder), **{k: v for k, v in given.items() if k not in ("data", "out")})
 
 
 def changed(values: Any) -> dict[str, Any]:
@@ -181,7 +185,11 @@ def adapt_command(arguments: list[str]) -> type:
     Only then are the methods (and peft, which is slow to import) loaded.
     """
     hints = get_type_hints(Run)
-    flags: list[Any] = [(f.name, hints[f.name], copied(f)) for f in dataclasses.fields(Run) if f.name != "options"]
+    flags: list[Any] = [
+        (f.name, hints[f.name] | None if f.default is None else hints[f.name], copied(f))
+        for f in dataclasses.fields(Run)
+        if f.name in RUN_FLAGS
+    ]
     flags.append(("resume", bool, option(False, "Go on with the run in --out from its last saved state.")))
     flags.append(("overwrite", bool, option(False, "Start afresh in a folder that holds a run.")))
     name = method_named(arguments)
@@ -210,50 +218,64 @@ def method_named(arguments: list[str]) -> str | None:
     named += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
     has_options = any(a.startswith("--method.") for a in arguments)
     if has_options or (named and {"-h", "--help"} & set(arguments)):
-        return named[-1] if named else Run.method
+        data = next((a for a in arguments[1:2] if not a.startswith("-")), "")
+        return named[-1] if named else KINDS[kind_of(data)].recipe["method"]
     return None
+
+
+VIEWS = "Test-time views: 0 = one pass; scans 1..13 = fragments and views, shapes 10 = published. Default: the run's."
 
 
 @dataclass
 class Evaluate:
-    """Score a trained run on the original points of a split; writes evaluation.json and report.html."""
+    """Score a trained run on a split (scans on their original points); writes evaluation.json and report.html."""
 
     run_folder: Path = field(metadata={"help": "Folder that pointadapt adapt wrote."})
-    split: Literal["train", "val", "test"] | None = option(None, "Default: test where there is one, else val.")
+    split: str | None = option(
+        None, "train, val, test, or a name under tests. Default: test if there is one, else val."
+    )
     checkpoint: Literal["best", "last"] = option("best", "Which adapter.")
-    tta: int | None = option(None, "Test-time views: 0 = one pass, 1..13 = fragments and views. Default: the run's.")
+    tta: int | None = option(None, VIEWS)
     absent: Literal["exclude", "zero"] = option("exclude", "A class neither labelled nor predicted: left out, or 0.")
+    corruption: str | None = option(None, "Corrupt every shape first: jitter, rotate, dropout_local and others.")
+    severity: int = option(3, "How much it is corrupted: 1 to 5.")
 
     def run(self) -> None:
         from pointadapt.analysis.describe import scores_table, show
         from pointadapt.evaluate import evaluate
 
-        result = evaluate(self.run_folder, self.split, self.checkpoint, self.tta, self.absent)
+        result = evaluate(self.run_folder, **{k: v for k, v in vars(self).items() if k != "run_folder"})
         show(scores_table(result))
         print(f"wrote evaluation.json and report.html into {self.run_folder}")
 
 
 @dataclass
 class Predict:
-    """Label a scan, or a folder of scans, of any size; the input is never written to."""
+    """Label a scan, or a folder of scans, of any size; the input is never written to.
+
+    A classifier of shapes writes one table, predictions.csv: file, class, confidence.
+    """
 
     run_folder: Path = field(metadata={"help": "Folder that pointadapt adapt wrote."})
-    source: Path = field(metadata={"help": "Scan, or folder of scans."})
+    source: Path = field(metadata={"help": "Scan or shape, or folder of them."})
     out: Path | None = option(None, "File, or folder for a folder. Default: SOURCE with _labelled behind its name.")
     checkpoint: Literal["best", "last"] = option("best", "Which adapter.")
-    tta: int | None = option(None, "Test-time views: 0 = one pass, 1..13 = fragments and views. Default: the run's.")
+    tta: int | None = option(None, VIEWS)
     overwrite: bool = option(False, "Replace outputs that are there.")
+    probabilities: bool = option(False, "Shapes: a column with the probability of every class, too.")
+    category: str | None = option(None, "Parts: what the shapes are, where they lie in no folder of a category.")
 
     def run(self) -> None:
         from pointadapt.predict import predict
 
-        for file in predict(self.run_folder, self.source, self.out, self.checkpoint, self.overwrite, self.tta):
+        told = {k: v for k, v in changed(self).items() if k in ("probabilities", "category")}
+        for file in predict(self.run_folder, self.source, self.out, self.checkpoint, self.overwrite, self.tta, **told):
             print(f"wrote {file}")
 
 
 @dataclass
 class Info:
-    """Say what a file or folder holds: a scan, a data set, a run, an adapter, a backbone checkpoint."""
+    """Say what a file or folder holds: a scan or shape, a data set, a run, an adapter, a backbone checkpoint."""
 
     path: Path = field(metadata={"help": "Scan, folder with a dataset.yaml, run folder, adapter folder, checkpoint."})
 

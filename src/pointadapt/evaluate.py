@@ -1,4 +1,4 @@
-"""Evaluation of a run: scores on the original points of a split, deterministic.
+"""Evaluation of a run: scores of a split, deterministic; scans are scored on their original points.
 
 pointadapt evaluate runs/site-a --split test --tta 4
 """
@@ -6,26 +6,31 @@ pointadapt evaluate runs/site-a --split test --tta 4
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
 
 from pointadapt.analysis.report import Result, write_report
-from pointadapt.data.loader import ScanDataset
-from pointadapt.data.scans import DataSet
-from pointadapt.data.transforms import Sample
+from pointadapt.domains.domain import Asked, open_domain, remembered_domain
+from pointadapt.domains.models import load_model
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
-from pointadapt.metrics import Absent, confusion_matrix, scores, sum_over_processes
-from pointadapt.predict import give_back_memory, vote, with_views
-from pointadapt.run import Run, dataset_of, load_model
+from pointadapt.metrics import Absent
+from pointadapt.predict import with_views
+from pointadapt.run import Run
 
-#: Scans that report.html shows in 3D.
+#: Scans or shapes that report.html shows in 3D.
 SCENES = 3
+#: How adapter/best was chosen, in words.
+SELECTION = {
+    "val": "adapter/best is the step with the best score on validation data.",
+    "last": "adapter/best is the last step; no score chose it.",
+    "test": "adapter/best is the step with the best score on the test split itself, as published practice has it: "
+    "scores on that split are optimistic, and no validation.",
+}
+
+LAST = "adapter/last is the last step; no score chose it."
 
 
 def evaluate(
@@ -34,66 +39,43 @@ def evaluate(
     checkpoint: str = "best",
     tta: int | None = None,
     absent: Absent = "exclude",
+    corruption: str | None = None,
+    severity: int = 3,
 ) -> dict[str, Any]:
     """Score a trained run; returns what is also written to ``evaluation.json`` in its folder, beside report.html.
 
-    run     a Run or its folder
-    split   of its data set; default "test" where there is one, else "val"
-    tta     test-time views (0 = one pass per scan), default the run's
-    absent  what a class counts that is neither labelled nor predicted: see metrics.scores
+    run         a Run or its folder
+    split       of its data set; default "test" where there is one, else "val"
+    tta         test-time views (0 = one pass), default the run's
+    absent      what a class counts that is neither labelled nor predicted: see metrics.scores
+    corruption  of every shape first, by its name in data/corruptions.py, at ``severity`` 1 to 5
     """
     run = with_views(run if isinstance(run, Run) else Run.load(run), tta)
-    dataset = DataSet.open(run.data)
-    split = split or ("test" if dataset.paths("test") else "val")
-    trained_on = dataset_of(run).names
-    if dataset.names != trained_on:
+    domain = open_domain(run)
+    split = split or ("test" if domain.dataset.paths("test") else "val")
+    trained_on = remembered_domain(run).names
+    if domain.names != trained_on:
         raise UserError(f"{run.data} lists other classes than {run.folder} was trained on: {', '.join(trained_on)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(run, dataset.names, checkpoint).to(device)
-    scans = ScanDataset(dataset, split, train=False, limit=run.tile, cache=run.cache)
-    scenes: list[dict[str, Any]] = []
-
-    def keep(sample: Sample, found: Tensor) -> None:
-        if len(scenes) < SCENES:
-            shown = {key: sample[key] for key in ("name", "coord", "color", "segment")}
-            scenes.append({**shown, "predicted": found.numpy(), "classes": dataset.names})
-
-    counts = confusion_of(model, scans, run, device, run.tta, keep)
+    model = load_model(domain, checkpoint).to(device)
+    asked = Asked(run.tta, absent, (corruption, severity) if corruption else None)
+    found = domain.evaluate(model, domain.items(split), device, asked, SCENES)
+    selection = LAST if checkpoint == "last" else SELECTION[run.select if domain.held_out() else "last"]
     result = {
         "run": str(run.folder),
+        "kind": run.kind,
         "split": split,
         "checkpoint": checkpoint,
+        "selection": selection,
+        "transform": domain.run.transform,
         "tta": run.tta,
-        "absent": absent,
-        "classes": dataset.names,
-        **scores(counts, absent).as_dict(),
-        "confusion": counts.tolist(),
+        "corruption": {"name": corruption, "severity": severity} if corruption else None,
+        "classes": domain.names,
+        **found.scores,
+        **found.details,
     }
     write_text(run.folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
     title = f"{run.method} on {run.data.resolve().name}: {split}"
-    write_report(run.folder / "report.html", title, [Result.from_run(run.folder)], scenes)
+    notes = [f"Augmentation in training: {domain.run.transform}. {selection}", *found.notes]
+    write_report(run.folder / "report.html", title, [Result.from_run(run.folder)], found.scenes, notes=notes)
     return result
-
-
-def confusion_of(
-    model: nn.Module,
-    scans: ScanDataset,
-    run: Run,
-    device: torch.device,
-    views: int = 0,
-    each: Callable[[Sample, Tensor], None] = lambda sample, found: None,
-) -> Tensor:
-    """[classes, classes] counts over the original points of all scans, shared out over processes and summed up.
-
-    ``each`` is called with every sample and its predicted class per point [N].
-    """
-    classes = len(scans.dataset.names)
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    counts = torch.zeros(classes, classes, dtype=torch.int64)
-    for index in range(rank, len(scans), processes):
-        sample = scans[index]
-        found = vote(model, sample, scans.dataset.voxel, run, device, views).argmax(1)
-        each(sample, found)
-        counts += confusion_matrix(found, torch.from_numpy(sample["segment"]), classes)
-        give_back_memory()
-    return sum_over_processes(counts)

@@ -1,4 +1,4 @@
-"""What is trained and how fast: explicit parameter groups, AdamW, one-cycle schedule.
+"""What is trained and how fast: explicit parameter groups, AdamW, one-cycle or cosine schedule.
 
 The official recipes sort parameters by whether their NAME contains "block", which silently gives every adapter a tenth
 of the head's learning rate (specs, gem 4.3). Here the groups say what they are: head, adapters, backbone.
@@ -6,12 +6,14 @@ of the head's learning rate (specs, gem 4.3). Here the groups say what they are:
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
 def kind_of(name: str, fresh: Iterable[str] = ()) -> str:
@@ -28,8 +30,9 @@ def kind_of(name: str, fresh: Iterable[str] = ()) -> str:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts on it: not on biases, norms, scales (1-D) and tokens that adapters share (latents)."""
-    return parameter.ndim > 1 and "_shared." not in name
+    """Whether weight decay acts on it: not on biases, norms, scales (1-D), tokens that adapters share (latents) and
+    class tokens; their positions decay, as published (specs, rivals 1.7)."""
+    return parameter.ndim > 1 and "_shared." not in name and not name.endswith(".token")
 
 
 def parameter_groups(
@@ -66,19 +69,40 @@ def make_optimizer(groups: list[dict]) -> AdamW:
     return AdamW(groups, betas=(0.9, 0.999))
 
 
-def make_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """One cycle over ``steps`` optimiser steps: cosine, 5 % warm-up from peak/10, end at peak/10/1000.
+def make_schedule(
+    optimizer: Optimizer, steps: int, course: Literal["onecycle", "cosine"] = "onecycle", warmup: float = 0.05
+) -> LRScheduler:
+    """The learning rates over ``steps`` optimiser steps, up to the groups' own ones and down again.
 
-    Peaks are the groups' own learning rates. As in the official recipes AdamW's beta1 moves too: .95 -> .85 -> .95.
+    onecycle  cosine, from peak/10 to peak/10/1000; AdamW's beta1 moves too, .95 -> .85 -> .95 (GEM's, PointTPA's)
+    cosine    linear from 1e-6, then cosine to 1e-6 (the object methods'; per step here, per epoch there)
+    warmup    share of the steps in which the rates rise
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
+    if course == "cosine":
+        return LambdaLR(optimizer, [cosine(peak, steps, warmup) for peak in peaks])
     total = max(steps, 3)
     return OneCycleLR(
         optimizer,
         max_lr=peaks,
         total_steps=total,
-        pct_start=max(0.05, 2 / total),  # its arithmetic divides by the length of each part
+        pct_start=min(max(warmup, 2 / total), 1 - 1 / total),  # its arithmetic divides by the length of each part
         anneal_strategy="cos",
         div_factor=10,
         final_div_factor=1000,
     )
+
+
+def cosine(peak: float, steps: int, warmup: float, low: float = 1e-6) -> Callable[[int], float]:
+    """Factor on ``peak`` at each step: linear from ``low`` in the first ``warmup * steps``, then cosine to ``low``."""
+    rise = round(warmup * steps)
+
+    def factor(step: int) -> float:
+        if peak <= low:
+            return 1.0
+        if step < rise:
+            return (low + (peak - low) * step / rise) / peak
+        share = min((step - rise) / max(steps - rise, 1), 1.0)
+        return (low + (peak - low) * 0.5 * (1 + math.cos(math.pi * share))) / peak
+
+    return factor

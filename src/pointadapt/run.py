@@ -1,4 +1,4 @@
-"""Run: everything about an experiment in one dataclass, the JSON file it becomes, and the model it describes."""
+"""Run: everything about an experiment in one dataclass, and the JSON file it becomes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import subprocess
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
+from pointadapt.kinds import KINDS, SCENES, Kind, defaults_in_words, kind_of
 
-if TYPE_CHECKING:
-    from pointadapt.data.scans import DataSet
-
-RATES = ("lr", "head_lr", "backbone_lr", "weight_decay", "clip", "dropout", "mix3d")
+RATES = ("lr", "head_lr", "backbone_lr", "weight_decay", "clip", "dropout", "mix3d", "smoothing", "warmup", "val_share")
 VERSIONS_OF = ("pointadapt", "torch", "peft", "accelerate", "numpy", "safetensors")
 
 
@@ -27,46 +25,74 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def by_kind(name: str, text: str) -> Any:
+    """A field whose default is the kind of data's own: None until the Run is made, and never afterwards."""
+    return field(default=None, metadata={"help": f"{text} [default: {defaults_in_words(name)}]"})
+
+
 @dataclass
 class Run:
-    """One adaptation: data, backbone, method, recipe. ``pointadapt adapt --help`` lists the fields as flags."""
+    """One adaptation: data, backbone, method, recipe. ``pointadapt adapt --help`` lists the fields as flags.
 
-    data: Path = field(metadata={"help": "Folder of scans with a dataset.yaml (pointadapt init writes it)."})
+    Fields with ``by_kind`` may be left out (or given as None): they become the default of the kind of data that
+    dataset.yaml names, at once, and run.json holds what they became.
+    """
+
+    data: Path = field(metadata={"help": "Folder of scans or shapes with a dataset.yaml (pointadapt init writes it)."})
     out: Path | None = option(None, "Run folder. [default: runs/DATA-BACKBONE-METHOD]")
+    kind: str = field(default=None, metadata={"help": "scenes, classification or parts, as dataset.yaml says."})  # type: ignore[assignment]
 
-    backbone: str = option("nano", "Name (pointadapt backbones lists them) or checkpoint file. nano comes bundled.")
+    backbone: str = by_kind("backbone", "Name (pointadapt backbones lists them) or checkpoint file; nano* are bundled.")
     weights: Literal["default", "random"] = option("default", "random = no pretraining, as a control.")
     compat: Literal["clean", "official"] = option("clean", "official = with the known defects of the official code.")
     architecture: str | None = option(None, "Backbone name whose architecture a bare checkpoint file has.")
     decoder: bool = option(False, "Put the PTv3 decoder on an encoder-only backbone and train it with the head.")
-    method: str = option("gem", "Adaptation method (pointadapt methods lists them and their options).")
+    method: str = by_kind("method", "Adaptation method (pointadapt methods lists them and their options).")
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the method, by name."})
+    head: Literal["mlp3", "mlp2", "linear"] = by_kind("head", "Point-MAE's head, Point-BERT's, or one Linear.")
 
-    steps: int = option(300, "Optimiser steps.")
-    batch_size: int = option(2, "Crops per optimiser step, over all processes and accumulated parts together.")
+    steps: int = by_kind("steps", "Optimiser steps.")
+    epochs: int | None = option(None, "Passes over the training items; decides steps in their place.")
+    batch_size: int = by_kind("batch_size", "Crops or shapes per optimiser step, over all processes and parts.")
     grad_accum: int = option(1, "Parts a step's crops are computed in, one after the other (less memory).")
-    points: int = option(16_000, "Largest number of voxels in a training crop.")
-    lr: float = option(2e-3, "Peak learning rate of the adapters.")
-    head_lr: float = option(2e-3, "Peak learning rate of the head, and of a new decoder.")
-    backbone_lr: float = option(2e-4, "Peak learning rate of pretrained weights, where the method trains them.")
-    weight_decay: float = option(0.02, "AdamW's, not on biases, norms and latent tokens.")
-    clip: float = option(3.0, "Largest norm of the gradient.")
-    dropout: float = option(0.0, "Dropout before the head.")
+    points: int = by_kind("points", "Most voxels in a training crop; points of a shape (0 = as dataset.yaml says).")
+    lr: float = by_kind("lr", "Peak learning rate of the adapters.")
+    head_lr: float = by_kind("head_lr", "Peak learning rate of the head, and of a new decoder.")
+    backbone_lr: float = by_kind("backbone_lr", "Peak rate of pretrained weights, where the method trains them.")
+    weight_decay: float = by_kind("weight_decay", "AdamW's, not on biases, norms, tokens and latents.")
+    clip: float = by_kind("clip", "Largest norm of the gradient.")
+    schedule: Literal["onecycle", "cosine"] = by_kind("schedule", "Course of the rates; cosine: 1e-6 to 1e-6.")
+    warmup: float = by_kind("warmup", "Share of the steps in which the rates rise.")
+    dropout: float = option(None, "Dropout before a linear head, or inside an MLP. [default: linear 0, MLP 0.5]")
+    smoothing: float = option(0.0, "Label smoothing of a classifier's loss.")
     drop_path: bool = option(False, "Keep stochastic depth on in the frozen backbone while training.")
-    transform: str = option("auto", "Training transforms: indoor, outdoor, aerial, or auto = what dataset.yaml says.")
-    mix3d: float = option(0.0, "Probability of merging the crops of a batch in pairs (Mix3D).")
+    transform: str = option("auto", "Training transforms, or auto = those in dataset.yaml; run.json names them.")
+    mix3d: float = option(0.0, "Probability of merging the crops of a batch in pairs (Mix3D); scenes only.")
     seed: int = option(0, "Seed of weights, data order, transforms and dropout.")
     precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "Mixed precision. auto = bf16 on a GPU, else no.")
     num_workers: int = option(0, "Processes that load data.")
-    cache: Path | None = option(None, "Folder that keeps prepared scans on disk; without it they stay in memory.")
+    cache: Path | None = option(None, "Folder that keeps prepared data on disk; without it they stay in memory.")
     threads: int = option(0, "CPU threads of torch; 0 = leave them. Resuming is bitwise exact with equal threads.")
 
     eval_every: int = option(100, "Steps between validations. Each also saves the state that --resume continues.")
-    tta: int = option(0, "Test-time views of pointadapt evaluate and predict: 0 = one pass, 1..13 = fragments, views.")
+    select: Literal["val", "last", "test"] = option(
+        "val",
+        "What chooses adapter/best: validation, nothing (the last step), or the test split, as published.",
+    )
+    val_share: float = option(0.1, "Share of the training shapes to validate on where the data set holds out none.")
+    tta: int = option(0, "Test-time views of evaluate and predict: 0 = one pass; scenes 1..13, shapes 10 as published.")
     tile: int = option(60_000, "Largest number of voxels a scan is computed in at once; larger scans go in tiles.")
 
     def __post_init__(self) -> None:
         self.data = Path(self.data)
+        self.kind = self.kind or kind_of(self.data)
+        if self.kind not in KINDS:
+            raise UserError(f"kind {self.kind!r} is unknown: use one of {', '.join(KINDS)}")
+        for name, value in self.of_kind.recipe.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.dropout is None:
+            self.dropout = 0.0 if self.head == "linear" else 0.5
         if not isinstance(self.method, str):
             self.method, self.options = named_method(self.method)
         self.out = Path(self.out) if self.out else Path("runs") / self.name
@@ -74,25 +100,34 @@ class Run:
         self.check()
 
     @property
+    def of_kind(self) -> Kind:
+        return KINDS[self.kind]
+
+    @property
     def name(self) -> str:
         return f"{self.data.resolve().name}-{Path(self.backbone).stem}-{self.method}"
 
     def check(self) -> None:
         """Raises UserError naming the first field that makes no sense."""
-        least = dict(
-            steps=1, batch_size=1, grad_accum=1, points=1, num_workers=0, threads=0, eval_every=1, tta=0, tile=1
+        least: dict[str, int] = dict(
+            steps=1, epochs=1, batch_size=1, grad_accum=1, num_workers=0, threads=0, eval_every=1, tta=0, tile=1
         )
+        least["points"] = 1 if self.kind == SCENES.name else 0
         for name, low in least.items():
-            if getattr(self, name) < low:
+            if getattr(self, name) is not None and getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         for name in (*RATES, "num_workers", "threads", "tta"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a number that is not negative")
-        for name in ("dropout", "mix3d"):
+        for name in ("dropout", "mix3d", "smoothing", "warmup", "val_share"):
             if getattr(self, name) > 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it is a probability, at most 1")
-        if self.tta > 13:
-            raise UserError(f"tta is {self.tta}; there are 13 test-time views")
+                raise UserError(f"{name} is {getattr(self, name)}; it is a probability or a share, at most 1")
+        for name in ("head", "schedule", "select", "weights", "compat", "precision"):
+            allowed = get_args(get_type_hints(Run)[name])
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.tta > self.of_kind.views:
+            raise UserError(f"tta is {self.tta}; there are {self.of_kind.views} test-time views")
         if self.batch_size % self.grad_accum:
             raise UserError(
                 f"batch_size {self.batch_size} cannot be split into grad_accum = {self.grad_accum} equal parts"
@@ -106,7 +141,7 @@ class Run:
     def as_dict(self) -> dict[str, Any]:
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
-    def save(self, dataset: DataSet) -> None:
+    def save(self, dataset: Any) -> None:
         """Write ``run.json``: the settings, how the data is read, versions and git commit."""
         content = {"run": self.as_dict(), "dataset": dataset.as_dict(), "made": made()}
         write_text(self.folder / "run.json", json.dumps(content, indent=2) + "\n")
@@ -115,7 +150,8 @@ class Run:
     def load(cls, folder: Path | str) -> Run:
         """The Run that made ``folder``; its ``out`` is the folder as given, wherever it was moved."""
         file = Path(folder) / "run.json"
-        values = read_json(file)["run"]
+        content = read_json(file)
+        values = {"kind": content["dataset"].get("task", SCENES.name), **content["run"]}  # version 0.1 had scenes only
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise UserError(f"{file} has settings that this pointadapt does not know: {', '.join(sorted(unknown))}")
@@ -123,14 +159,6 @@ class Run:
             return cls(**{**values, "out": Path(folder)})
         except TypeError as error:
             raise UserError(f"{file} cannot be read as a run: {error}") from error
-
-
-def dataset_of(run: Run) -> DataSet:
-    """How the scans that ``run`` was trained on were read; the scans themselves may be gone."""
-    from pointadapt.data.scans import DataSet
-
-    file = run.folder / "run.json"
-    return DataSet.from_dict(read_json(file)["dataset"], run.data, file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -144,56 +172,6 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} cannot be read as a run: {error}") from error
     return content
-
-
-def build_task(run: Run, classes: list[str]) -> Any:
-    """The unadapted Segmentation model. A random backbone is the same one for the same seed."""
-    import torch
-
-    from pointadapt.backbones.weights import load_backbone
-    from pointadapt.tasks.segmentation import Segmentation
-
-    with torch.random.fork_rng():
-        torch.manual_seed(run.seed)
-        backbone = load_backbone(
-            run.backbone,
-            weights=None if run.weights == "random" else "default",
-            compat=run.compat,
-            decoder=run.decoder or None,
-            config=run.architecture,
-        )
-        if not run.drop_path:
-            for module in backbone.modules():
-                if hasattr(module, "rate"):  # PTv3's DropPath
-                    setattr(module, "rate", 0.0)  # noqa: B010
-        return Segmentation(backbone, classes, dropout=run.dropout)
-
-
-def build_model(run: Run, classes: list[str]) -> Any:
-    """The PeftModel that training starts from; all that is new in it depends on the seed alone."""
-    import torch
-
-    from pointadapt.methods.core import adapt
-
-    config = method_config(run.method, run.options)
-    with torch.random.fork_rng():
-        torch.manual_seed(run.seed)
-        return adapt(build_task(run, classes), config)
-
-
-def load_model(run: Run, classes: list[str], checkpoint: str = "best") -> Any:
-    """The PeftModel with the trained adapter ``adapter/best`` or ``adapter/last`` of a run folder, in eval mode."""
-    from safetensors import SafetensorError
-
-    from pointadapt.methods.core import load_adapted
-
-    folder = run.folder / "adapter" / checkpoint
-    if not folder.is_dir():
-        raise UserError(f"{run.folder} has no trained adapter yet ({folder} is missing): finish pointadapt adapt first")
-    try:
-        return load_adapted(build_task(run, classes), folder).eval()
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} is damaged ({error}): use the other checkpoint, or train again") from error
 
 
 def method_config(name: str, options: dict[str, Any]) -> Any:

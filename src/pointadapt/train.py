@@ -25,51 +25,44 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pointadapt.checkpoint import Log, Progress, check_folder, clear_folder, load_state, save
-from pointadapt.data.loader import ScanDataset, collate_batch
-from pointadapt.data.scans import DataSet
-from pointadapt.data.transforms import TRAIN_TRANSFORMS
+from pointadapt.checkpoint import Log, Progress, check_folder, check_resumable, clear_folder, load_state, save
+from pointadapt.data.transforms import Sample
+from pointadapt.domains.domain import Asked, Domain, open_domain
+from pointadapt.domains.models import build_model
 from pointadapt.errors import UserError
-from pointadapt.evaluate import confusion_of
 from pointadapt.files import write_text
-from pointadapt.metrics import scores
 from pointadapt.optim import make_optimizer, make_schedule, parameter_groups
-from pointadapt.run import Run, build_model
+from pointadapt.run import Run
 
 LOG_EVERY = 10
 
 
 #: Random streams that share a seed.
-ORDER, CROP, MIX, MODEL = range(4)
+ORDER, DRAW, MIX, MODEL = range(4)
 
 
-class Crops(Dataset):
-    """The training crops of one process: item ``i`` is the batch of its i-th forward pass since step 0.
+class Batches(Dataset):
+    """The training batches of one process: item ``i`` is the batch of its i-th forward pass since step 0.
 
-    Crop number k of the run (k = step * batch_size + place) is scan ``order[k]`` under the transform's draws for k,
-    where ``order`` strings together one permutation of the scans per epoch.
+    Sample number k of the run (k = step * batch_size + place) is item ``order[k]`` under the transform's draws for k,
+    where ``order`` strings together one permutation of the items per epoch; so no batch is ever smaller than others.
     """
 
-    def __init__(self, run: Run, scans: ScanDataset, accelerator: Accelerator) -> None:
-        self.run, self.scans = run, scans
+    def __init__(self, domain: Domain, accelerator: Accelerator) -> None:
+        self.domain, self.run = domain, domain.run
+        self.items = domain.items("train", train=True)
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes
-        self.size = run.batch_size // (self.processes * run.grad_accum)
-        preset = scans.dataset.transform if run.transform == "auto" else run.transform
-        if preset not in TRAIN_TRANSFORMS:
-            raise UserError(f"transform {preset!r} is unknown: use auto or one of {', '.join(TRAIN_TRANSFORMS)}")
-        self.transform = TRAIN_TRANSFORMS[preset](scans.dataset.voxel, run.points)
+        self.size = self.run.batch_size // (self.processes * self.run.grad_accum)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         first = (index * self.processes + self.rank) * self.size
-        crops = [self.crop(number) for number in range(first, first + self.size)]
-        rng = np.random.default_rng([self.run.seed, MIX, first])
-        return collate_batch(crops, self.run.mix3d, rng, self.scans.dataset.voxel)
+        samples = [self.sample(number) for number in range(first, first + self.size)]
+        return self.domain.collate(samples, np.random.default_rng([self.run.seed, MIX, first]))
 
-    def crop(self, number: int) -> dict[str, Any]:
-        epoch, place = divmod(number, len(self.scans))
-        order = np.random.default_rng([self.run.seed, ORDER, epoch]).permutation(len(self.scans))
-        sample = self.scans[int(order[place])]
-        return self.transform(sample, np.random.default_rng([self.run.seed, CROP, number]))
+    def sample(self, number: int) -> Sample:
+        epoch, place = divmod(number, len(self.items))
+        order = np.random.default_rng([self.run.seed, ORDER, epoch]).permutation(len(self.items))
+        return self.domain.draw(self.items, int(order[place]), np.random.default_rng([self.run.seed, DRAW, number]))
 
     def loader(self, start: int) -> DataLoader:
         """Batches from optimiser step ``start`` to the end."""
@@ -86,41 +79,43 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
     """
     if run.threads:
         torch.set_num_threads(run.threads)
-    accelerator = make_accelerator(run)
-    out = run.folder
     check_folder(run, resume, overwrite)
-    dataset = DataSet.open(run.data)
-    crops = Crops(run, ScanDataset(dataset, "train", seed=run.seed, cache=run.cache), accelerator)
-    held_out = None
-    if dataset.paths("val"):
-        held_out = ScanDataset(dataset, "val", train=False, limit=run.tile, cache=run.cache)
-
-    model = build_model(run, dataset.names)
+    accelerator = make_accelerator(run)
+    domain = open_domain(run)
+    run, out = domain.run, run.folder
+    if resume:
+        check_resumable(run, domain.settled(Run.load(out)))
+    split = domain.held_out()
+    model = build_model(domain)
     task = model.get_base_model()
+    batches = Batches(domain, accelerator)
+    check_batch_norm(model, batches.size)
+    held_out = domain.items(split) if split else None
+
     rates = {"lr": run.lr, "head_lr": run.head_lr, "backbone_lr": run.backbone_lr}
     groups = parameter_groups(model, **rates, weight_decay=run.weight_decay, fresh=task.backbone.fresh)
     check_trained(model, groups)
     optimizer = make_optimizer(groups)
-    schedule = make_schedule(optimizer, run.steps)
+    schedule = make_schedule(optimizer, run.steps, run.schedule, run.warmup)
     model, optimizer = accelerator.prepare(model, optimizer)
 
     now = load_state(out, accelerator, model, optimizer, schedule) if resume else Progress()
     if accelerator.is_main_process and not resume:
         clear_folder(out)
-        run.save(dataset)
+        run.save(domain.dataset)
     log = Log(out, now.step) if accelerator.is_main_process else None
     started = time.perf_counter() - now.seconds
-    batches = iter(crops.loader(start=now.step))
+    loaded = iter(batches.loader(start=now.step))
     with progress_bar(run, now, accelerator.is_main_process) as show:
         while now.step < run.steps:
             model.train()
             lr = max(schedule.get_last_lr())
             for part in range(run.grad_accum):
-                batch = next(batches)
+                batch = next(loaded)
                 torch.manual_seed(model_seed(run, now.step, part, accelerator.process_index))
                 with accelerator.accumulate(model):
                     logits = model(batch["point"].to(accelerator.device))
-                    loss = task.loss(logits, batch["segment"].to(accelerator.device))
+                    loss = task.loss(logits, batch[domain.target].to(accelerator.device))
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(optimizer_parameters(optimizer), run.clip)
@@ -139,15 +134,33 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
             if now.step % run.eval_every == 0 or now.step == run.steps:
                 if held_out is not None:
                     model.eval()
-                    counts = confusion_of(accelerator.unwrap_model(model), held_out, run, accelerator.device)
-                    now.scores = scores(counts).as_dict()
+                    found = domain.evaluate(accelerator.unwrap_model(model), held_out, accelerator.device, Asked())
+                    now.scores = found.scores
                     if log:
-                        log.write(step=now.step, split="val", **now.scores, seconds=now.seconds)
+                        log.write(step=now.step, split=split, **now.scores, seconds=now.seconds)
+                judge(now, run)
                 save(out, accelerator, model, optimizer, schedule, now)
             show(now)
     if log:
         log.close()
     return finish(run, accelerator, model, now)
+
+
+def judge(now: Progress, run: Run) -> None:
+    """Whether this step is the best: of the highest score that leads, the last where nothing is scored or asked for."""
+    lead = run.of_kind.headline
+    if run.select == "last" or not (now.scores and now.best) or now.scores[lead] > now.best[lead]:
+        now.best, now.best_step = now.scores, now.step
+
+
+def check_batch_norm(model: nn.Module, size: int) -> None:
+    """Raises UserError where BatchNorm is trained on batches of one item, which have no variance."""
+    names = (n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if size < 2 and any(p.requires_grad for n in names for p in model.get_submodule(n).parameters()):
+        raise UserError(
+            "BatchNorm is trained here and needs at least 2 items at once: raise batch_size, lower grad_accum, "
+            "or choose head linear"
+        )
 
 
 def model_seed(run: Run, step: int, part: int, rank: int) -> int:
@@ -218,7 +231,8 @@ def progress_bar(run: Run, now: Progress, shown: bool) -> Iterator[Any]:
         def show(now: Progress) -> None:
             text = f"{run.method}  loss {now.loss:.3f}"
             if now.scores and now.best:
-                text += f"  mIoU {100 * now.scores['miou']:.1f} (best {100 * now.best['miou']:.1f})"
+                lead, heading = run.of_kind.headline, run.of_kind.heading
+                text += f"  {heading} {100 * now.scores[lead]:.1f} (best {100 * now.best[lead]:.1f})"
             bar.update(task, completed=now.step, description=text)
 
         yield show
@@ -229,11 +243,13 @@ def finish(run: Run, accelerator: Accelerator, model: nn.Module, now: Progress) 
     bare = accelerator.unwrap_model(model)
     result = {
         "out": str(run.folder),
+        "kind": run.kind,
         "steps": now.step,
         "loss": now.loss,
         "val": now.best,
         "best_step": now.best_step,
         "last": now.scores,
+        "select": run.select,
         "seconds": now.seconds,
         "peak_memory": peak_memory(accelerator.device),
         "parameters": count_parameters(bare),

@@ -178,7 +178,7 @@ def test_result_from_run_folder(tmp_path):
     (run / "result.json").write_text(json.dumps(training()))
     result = Result.from_run(run)
     assert (result.name, result.miou, result.adapter_size, result.seconds) == ("gem", 0.5, 2048, 75.0)
-    assert result.iou == dict(zip(CLASSES, [0.8, 0.3, None], strict=True))
+    assert result.per_class == dict(zip(CLASSES, [0.8, 0.3, None], strict=True))
     assert len(result.history) == len(read_metrics(run / "metrics.jsonl")) == 2
     (run / "evaluation.json").write_text(json.dumps(evaluation(0.1)))
     assert Result.from_run(run, name="mine").miou == pytest.approx(0.6)

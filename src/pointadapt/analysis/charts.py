@@ -88,8 +88,8 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], ti
     return "".join(parts) + "</svg>"
 
 
-def matrix(confusion: Sequence[Sequence[float]], classes: Sequence[str], title: str) -> str:
-    """Confusion matrix, rows = truth, in percent of the row; a cell's tooltip gives the number of points."""
+def matrix(confusion: Sequence[Sequence[float]], classes: Sequence[str], title: str, counted: str = "points") -> str:
+    """Confusion matrix, rows = truth, in percent of the row; a cell's tooltip gives the number of ``counted``."""
     counts = np.asarray(confusion, dtype=float)
     share = counts / counts.sum(1, keepdims=True).clip(1)
     cell, left, top = (44, 120, 96) if len(classes) <= 16 else (28, 120, 96)
@@ -106,9 +106,8 @@ def matrix(confusion: Sequence[Sequence[float]], classes: Sequence[str], title: 
     for row, column in np.ndindex(counts.shape):
         x, y, value = left + column * cell, top + row * cell, share[row, column]
         kind = "hit" if row == column else "miss"
-        hint = (
-            f"{html.escape(classes[row])} taken for {html.escape(classes[column])}: {int(counts[row, column]):,} points"
-        )
+        taken = f"{html.escape(classes[row])} taken for {html.escape(classes[column])}"
+        hint = f"{taken}: {int(counts[row, column]):,} {counted}"
         parts.append(
             f'<rect class="{kind}" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
             f'style="fill-opacity:{value**0.7:.3f}"><title>{hint} ({100 * value:.1f} %)</title></rect>'

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pointadapt.errors import UserError
+from pointadapt.kinds import KINDS, SCENES, YAML
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -49,16 +50,18 @@ def percent(value: float | None) -> str:
 
 
 def scores_table(result: dict[str, Any]) -> Table:
-    """IoU and recall per class, and the means, of what ``evaluate`` returned."""
-    title = f"{result['run']}: {result['split']}, {result['points']:,} points, tta {result['tta']}"
-    made = table(title, "class", "IoU", "recall", "points")
-    for name, iou, recall, row in zip(
-        result["classes"], result["iou"], result["recall"], result["confusion"], strict=True
-    ):
-        made.add_row(name, percent(iou), percent(recall), f"{sum(row):,}")
+    """A class a row with its score and size, then the means, of what ``evaluate`` returned."""
+    kind = KINDS[result.get("kind", SCENES.name)]
+    title = f"{result['run']}: {result['split']}, {result[kind.counted]:,} {kind.counted}, tta {result['tta']}"
+    if result.get("corruption"):
+        title += ", {name} at severity {severity}".format(**result["corruption"])
+    made = table(title, "class", *kind.per_class.values(), kind.counted)
+    for index, name in enumerate(result["classes"]):
+        values = [percent(result[key][index]) for key in kind.per_class]
+        made.add_row(name, *values, f"{sum(result['confusion'][index]):,}")
     made.add_section()
-    made.add_row("mIoU / mAcc", percent(result["miou"]), percent(result["macc"]), "")
-    made.add_row("right points", "", percent(result["allacc"]), "")
+    for key, heading in kind.scores.items():
+        made.add_row(heading, percent(result[key]))
     return made
 
 
@@ -73,7 +76,9 @@ def result_table(result: dict[str, Any]) -> Table:
         "loss": f"{result['loss']:.3f}",
     }
     if result["val"]:
-        values["validation"] = f"mIoU {percent(result['val']['miou'])} at step {result['best_step']}"
+        kind = KINDS[result.get("kind", SCENES.name)]
+        on = "test split, which chose the step" if result.get("select") == "test" else "validation"
+        values[on] = f"{kind.heading} {percent(result['val'][kind.headline])} at step {result['best_step']}"
     return facts(result["out"], values)
 
 
@@ -83,10 +88,15 @@ def result_table(result: dict[str, Any]) -> Table:
 def methods_table() -> Table:
     from pointadapt.methods import METHODS
 
-    made = table("methods (pointadapt methods NAME lists the options)", "name", "note")
-    for name in METHODS:
-        made.add_row(name, method_in_words(name))
+    made = table("methods (pointadapt methods NAME lists the options)", "name", "works on", "note")
+    for name, config in METHODS.items():
+        made.add_row(name, works_on(config), method_in_words(name))
     return made
+
+
+def works_on(config: Any) -> str:
+    """Kinds of backbones a method works on; a method that does not say (peft's own) asks nothing of the backbone."""
+    return ", ".join(getattr(config, "works_on", ("points", "tokens")))
 
 
 def method_in_words(name: str) -> str:
@@ -114,10 +124,16 @@ def method_table(name: str) -> Table:
 def backbones_table() -> Table:
     from pointadapt.backbones.weights import BACKBONES
 
-    made = table("backbones (or give a checkpoint file)", "name", "from", "note")
+    made = table("backbones (or give a checkpoint file)", "name", "works on", "from", "note")
     for name, source in BACKBONES.items():
-        made.add_row(name, source.repo or ("bundled" if source.file else "-"), f"{source.note}; {source.licence}")
+        origin = source.repo or ("bundled" if source.file else "-")
+        made.add_row(name, backbone_kind(source.config), origin, f"{source.note}; {source.licence}")
     return made
+
+
+def backbone_kind(config: Any) -> str:
+    """ "points" (features of single points: scenes and objects) or "tokens" (of groups of points: objects)."""
+    return "points" if type(config).__name__ == "PTv3Config" else "tokens"
 
 
 def first_sentence(thing: Any) -> str:
@@ -128,7 +144,7 @@ def first_sentence(thing: Any) -> str:
 def describe(path: Path) -> list[Table]:
     """Tables on any file or folder this package reads. Raises UserError when it is none of them."""
     from pointadapt.data.io import is_scan
-    from pointadapt.data.scans import YAML
+    from pointadapt.data.object_files import is_shape
 
     if not path.exists():
         raise UserError(f"there is no file or folder {path}: check the path")
@@ -143,7 +159,7 @@ def describe(path: Path) -> list[Table]:
         return describe_dataset(path)
     if path.suffix in CHECKPOINTS:
         return [describe_checkpoint(path)]
-    if is_scan(path):
+    if is_scan(path) or is_shape(path):
         return describe_scan(path)
     raise UserError(
         f"{path} is no scan, checkpoint, run or adapter, and has no {YAML}; write one with: pointadapt init {path}"
@@ -152,9 +168,10 @@ def describe(path: Path) -> list[Table]:
 
 def describe_scan(path: Path) -> list[Table]:
     from pointadapt.data.geometry import spacing
-    from pointadapt.data.io import read_scan
+    from pointadapt.data.io import is_scan, read_scan
+    from pointadapt.data.object_files import read_shape
 
-    scan = read_scan(path)
+    scan = read_scan(path) if is_scan(path) else read_shape(path)
     low, high = scan.coord.min(0), scan.coord.max(0)
     made = facts(
         str(path),
@@ -178,12 +195,13 @@ def describe_scan(path: Path) -> list[Table]:
 
 
 def describe_dataset(path: Path) -> list[Table]:
-    from pointadapt.data.scans import DataSet
+    from pointadapt.data.open import open_dataset
 
-    dataset = DataSet.open(path)
+    dataset: Any = open_dataset(path)
     values = {k: v for k, v in dataset.as_dict().items() if k not in ("classes", "splits")}
-    made = facts(str(dataset.file), {**values, "classes": ", ".join(f"{k} {v}" for k, v in dataset.classes.items())})
-    scans = table("splits", "split", "scans", "note")
+    named = dataset.classes.items() if isinstance(dataset.classes, dict) else enumerate(dataset.classes)
+    made = facts(str(dataset.file), {**values, "classes": ", ".join(f"{k} {v}" for k, v in named)})
+    scans = table("splits", "split", "sources", "note")
     for split, names in dataset.splits.items():
         scans.add_row(split, str(len(names)), ", ".join(names[:8]) + (" ..." if len(names) > 8 else ""))
     return [made, scans]

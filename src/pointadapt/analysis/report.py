@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,32 @@ from pointadapt.analysis.charts import SERIES, bars, lines, matrix, smooth
 from pointadapt.analysis.scene import scene_html, scene_script
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
+from pointadapt.kinds import KINDS, SCENES, Kind
 
-SCORES = ("miou", "macc", "allacc", "confusion")
+#: Key -> heading of all kinds of data, the leading ones first.
+LEADS = {kind.headline: kind.heading for kind in KINDS.values()}
+SCORES = LEADS | {key: heading for kind in KINDS.values() for key, heading in kind.scores.items()}
 
 
 @dataclass
 class Result:
     """One run of a method. Results of one name are runs with other seeds: the report gives their mean and spread.
 
-    miou, macc, allacc in 0-1; iou per class in 0-1 (None: the class does not occur); confusion [C, C] counts;
-    parameters: total, trained, trained_without_head; adapter_size and peak_memory in bytes; history = the rows of
-    metrics.jsonl. What is not known stays None and is left out.
+    kind of data: a name of KINDS. miou, macc and the other scores in 0-1; per_class {class: score} in 0-1 (for scenes
+    its IoU; None: the class does not occur); confusion [C, C] counts; parameters: total, trained,
+    trained_without_head; adapter_size and peak_memory in bytes; history = the rows of metrics.jsonl. What is not known
+    stays None and is left out.
     """
 
     name: str
     miou: float | None = None
     macc: float | None = None
     allacc: float | None = None
-    iou: dict[str, float | None] = field(default_factory=dict)
+    oa: float | None = None
+    instance_miou: float | None = None
+    class_miou: float | None = None
+    kind: str = SCENES.name
+    per_class: dict[str, float | None] = field(default_factory=dict)
     confusion: Sequence[Sequence[float]] | None = None
     parameters: dict[str, int] = field(default_factory=dict)
     adapter_size: int | None = None
@@ -42,14 +51,17 @@ class Result:
 
     @classmethod
     def of(cls, name: str, evaluation: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> Result:
-        """From what ``evaluate`` and ``train`` return; ``iou`` may be {class: value} or a list beside ``classes``."""
-        iou = evaluation.get("iou") or {}
-        if not isinstance(iou, Mapping):
-            names = evaluation.get("classes") or [f"class {index}" for index in range(len(iou))]
-            iou = dict(zip(names, iou, strict=True))
+        """From what ``evaluate`` and ``train`` return; scores per class may be {class: value} or a list beside
+        ``classes``."""
+        kind = evaluation.get("kind") or SCENES.name
+        scores = evaluation.get(next(iter(KINDS[kind].per_class))) or {}
+        if not isinstance(scores, Mapping):
+            names = evaluation.get("classes") or [f"class {index}" for index in range(len(scores))]
+            scores = dict(zip(names, scores, strict=True))
         training = training or {}
-        result = cls(name, iou=dict(iou), parameters=dict(training.get("parameters") or {}))
-        for source, keys in ((evaluation, SCORES), (training, ("seconds", "peak_memory", "adapter_size"))):
+        result = cls(name, kind=kind, per_class=dict(scores), parameters=dict(training.get("parameters") or {}))
+        of_training = ("seconds", "peak_memory", "adapter_size")
+        for source, keys in ((evaluation, (*SCORES, "confusion")), (training, of_training)):
             for key in keys:
                 setattr(result, key, source.get(key))
         return result
@@ -63,13 +75,14 @@ class Result:
         folder = Path(folder)
         history = read_metrics(folder / "metrics.jsonl")
         training, run = _read(folder / "result.json"), _read(folder / "run.json")
-        validations = [row for row in history if "miou" in row]
+        validations = [row for row in history if row.keys() & LEADS.keys()]
         evaluation = _read(folder / "evaluation.json") or (validations[-1] if validations else {})
         if not evaluation:
             raise UserError(f"{folder}: nothing to report, it has neither evaluation.json nor scores in metrics.jsonl")
         if "classes" not in evaluation:
-            names = dict.fromkeys(run.get("dataset", {}).get("classes", {}).values())
-            evaluation = {**evaluation, "classes": list(names)}
+            names = run.get("dataset", {}).get("classes", {})
+            names = dict.fromkeys(names.values() if isinstance(names, Mapping) else names)
+            evaluation = {"kind": run.get("run", {}).get("kind"), **evaluation, "classes": list(names)}
         result = cls.of(name or run.get("run", {}).get("method") or folder.name, evaluation, training)
         adapter = next(
             (folder / "adapter" / kind for kind in ("best", "last") if (folder / "adapter" / kind).is_dir()), None
@@ -99,11 +112,12 @@ def write_report(
         groups.setdefault(result.name, []).append(result)
     body = [f"<h1>{html.escape(title)}</h1>"]
     body += [f'<p class="lead">{html.escape(lead)}</p>'] if lead else []
+    kind = KINDS[results[0].kind] if results else SCENES
     for heading, content in (
         ("Results", _table(groups)),
-        ("Scans", "".join(scene_html(**scene) for scene in scenes)),
+        ("Scans" if kind is SCENES else "Shapes", "".join(scene_html(**scene) for scene in scenes)),
         ("Training", _curves(groups)),
-        ("IoU per class", _per_class(groups)),
+        (_per_class_heading(kind), _per_class(groups, _per_class_heading(kind))),
         ("Confusions", _confusions(groups)),
     ):
         if content:
@@ -170,10 +184,11 @@ def _table(groups: Mapping[str, list[Result]]) -> str:
         part, total = result.parameters.get(key), result.parameters.get("total")
         return None if part is None or not total else 100 * part / total
 
+    def score_of(key: str, result: Result) -> float | None:
+        return _percent(getattr(result, key))
+
     columns: list[tuple[str, Any, Any, bool]] = [  # heading, value of a result, format, a score
-        ("mIoU", lambda r: _percent(r.miou), "{:.1f}".format, True),
-        ("mAcc", lambda r: _percent(r.macc), "{:.1f}".format, True),
-        ("allAcc", lambda r: _percent(r.allacc), "{:.1f}".format, True),
+        *((heading, partial(score_of, key), "{:.1f}".format, True) for key, heading in SCORES.items()),
         ("trained<br>parameters", lambda r: r.parameters.get("trained"), _count, False),
         ("without<br>head", lambda r: r.parameters.get("trained_without_head"), _count, False),
         ("% of<br>network", lambda r: share(r, "trained"), "{:.2f}".format, False),
@@ -211,22 +226,34 @@ def _curves(groups: Mapping[str, list[Result]]) -> str:
         for result in runs:
             points = [(row["step"], row["loss"]) for row in result.history if _number(row, "step", "loss")]
             loss.append((name, tint, smooth(points, max(1, len(points) // 40))))
-            points = [(row["step"], 100 * row["miou"]) for row in result.history if _number(row, "step", "miou")]
+            lead = KINDS[result.kind].headline
+            points = [(row["step"], 100 * row[lead]) for row in result.history if _number(row, "step", lead)]
             score.append((name, tint, points))
-    charts = (("Training loss", lines(loss, "training loss")), ("Validation mIoU, %", lines(score, "mIoU", " %", True)))
+    heading = next((KINDS[runs[0].kind].heading for runs in groups.values()), "")
+    held_out = {row["split"] for runs in groups.values() for run in runs for row in run.history if "split" in row}
+    where = "Test" if held_out == {"test"} else "Validation"
+    charts = (
+        ("Training loss", lines(loss, "training loss")),
+        (f"{where} {heading}, %", lines(score, heading, " %", True)),
+    )
     cards = "".join(f'<div class="card"><h3>{heading}</h3>{chart}</div>' for heading, chart in charts if chart)
     return f'{_keys(groups)}<div class="cards">{cards}</div>' if cards else ""
 
 
-def _per_class(groups: Mapping[str, list[Result]]) -> str:
-    names = list(dict.fromkeys(label for runs in groups.values() for result in runs for label in result.iou))
+def _per_class_heading(kind: Kind) -> str:
+    heading = next(iter(kind.per_class.values()))
+    return f"{heading[0].upper()}{heading[1:]} per class"
+
+
+def _per_class(groups: Mapping[str, list[Result]], heading: str) -> str:
+    names = list(dict.fromkeys(label for runs in groups.values() for result in runs for label in result.per_class))
     if not names:
         return ""
     series: dict[str, list[float | None]] = {}
     for name, runs in groups.items():
-        found = [[v for v in (result.iou.get(label) for result in runs) if v is not None] for label in names]
+        found = [[v for v in (result.per_class.get(label) for result in runs) if v is not None] for label in names]
         series[name] = [100 * float(np.mean(values)) if values else None for values in found]
-    return f'{_keys(groups)}<div class="card">{bars(names, series, "IoU per class")}</div>'
+    return f'{_keys(groups)}<div class="card">{bars(names, series, heading)}</div>'
 
 
 def _confusions(groups: Mapping[str, list[Result]]) -> str:
@@ -237,8 +264,9 @@ def _confusions(groups: Mapping[str, list[Result]]) -> str:
         if not counts or len({c.shape for c in counts}) > 1:
             continue
         total = np.sum(counts, axis=0)
-        classes = list(runs[0].iou) if len(runs[0].iou) == len(total) else [f"class {i}" for i in range(len(total))]
-        chart = matrix(total.tolist(), classes, f"confusion matrix of {name}")
+        named = list(runs[0].per_class)
+        classes = named if len(named) == len(total) else [f"class {i}" for i in range(len(total))]
+        chart = matrix(total.tolist(), classes, f"confusion matrix of {name}", KINDS[runs[0].kind].counted)
         parts.append((name, f'<div class="card wide">{chart}</div>'))
     return "".join(
         f"<details{' open' if index == len(parts) - 1 else ''}><summary>{html.escape(name)}</summary>{chart}</details>"

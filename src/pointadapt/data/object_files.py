@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -236,7 +237,9 @@ def read_text(path: Path, label_field: str | None = None) -> Scan:
         first = stream.readline()
     header = 0 if is_numbers(first) else 1
     try:
-        values = np.loadtxt(path, delimiter="," if "," in first else None, skiprows=header, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a file without numbers, which is told below
+            values = np.loadtxt(path, delimiter="," if "," in first else None, skiprows=header, ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as lines of numbers ({reason(error)})") from error
     if values.size == 0:

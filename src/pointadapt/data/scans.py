@@ -17,8 +17,8 @@ from pointadapt.data.io import is_scan, read_scan
 from pointadapt.data.scan import Scan
 from pointadapt.data.transforms import TRAIN_TRANSFORMS, Sample
 from pointadapt.errors import UserError
+from pointadapt.kinds import YAML
 
-YAML = "dataset.yaml"
 SPLITS = ("train", "val", "test")
 NORMALS = ("file", "estimate", "none")
 #: Matrices that bring a file's axes to x east, y north, z up, all without mirroring.

@@ -1,0 +1,54 @@
+"""The model that a run describes: as training starts from it, and with the trained adapter."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from pointadapt.backbones.weights import load_backbone
+from pointadapt.domains.domain import Domain
+from pointadapt.errors import UserError
+from pointadapt.methods.core import adapt, load_adapted
+from pointadapt.run import method_config
+
+
+def build_task(domain: Domain) -> Any:
+    """The unadapted task model. A random backbone is the same one for the same seed."""
+    run = domain.run
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        backbone = load_backbone(
+            run.backbone,
+            weights=None if run.weights == "random" else "default",
+            compat=run.compat,
+            decoder=run.decoder or None,
+            config=run.architecture,
+        )
+        if not run.drop_path:
+            for module in backbone.modules():
+                if hasattr(module, "rate"):  # DropPath
+                    setattr(module, "rate", 0.0)  # noqa: B010
+        return domain.task(backbone)
+
+
+def build_model(domain: Domain) -> Any:
+    """The PeftModel that training starts from; all that is new in it depends on the seed alone."""
+    config = method_config(domain.run.method, domain.run.options)
+    with torch.random.fork_rng():
+        torch.manual_seed(domain.run.seed)
+        return adapt(build_task(domain), config)
+
+
+def load_model(domain: Domain, checkpoint: str = "best") -> Any:
+    """The PeftModel with the trained adapter ``adapter/best`` or ``adapter/last`` of a run folder, in eval mode."""
+    run = domain.run
+    folder = run.folder / "adapter" / checkpoint
+    if not folder.is_dir():
+        raise UserError(f"{run.folder} has no trained adapter yet ({folder} is missing): finish pointadapt adapt first")
+    try:
+        return load_adapted(build_task(domain), folder).eval()
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} is damaged ({error}): use the other checkpoint, or train again") from error
