@@ -1,0 +1,240 @@
+"""Object data sets without a published layout: folders named after classes, and array files with many shapes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pointadapt.data.io import is_scan
+from pointadapt.data.object_arrays import Arrays, holds_shapes, read_arrays
+from pointadapt.data.object_files import read_shape, walk
+from pointadapt.data.object_layouts import FINDERS, Layout, listed, shapenet_set, suite_alone, suite_file, suites
+from pointadapt.data.object_set import TASKS, ObjectSet
+from pointadapt.data.scans import SPLITS
+from pointadapt.data.survey import named_split
+from pointadapt.errors import UserError
+
+#: Files of scenes: airborne and terrestrial surveys.
+SURVEYS = (".las", ".laz", ".e57")
+#: Share of each class held out where a data set comes without test and val.
+HOLDOUT = 0.2
+#: Files looked at to see how many points shapes have.
+LOOKED_AT = 32
+UP_NOTE = "which axis is up cannot be seen from the files: check `up`"
+
+
+def find_objects(
+    folder: Path | str,
+    task: str | None = None,
+    variant: str | None = None,
+    points: int | None = None,
+    up: str | None = None,
+    val: float | None = None,
+) -> Layout | None:
+    """The object data set in a folder, or None where it holds scenes (or nothing).
+
+    task     "classification" or "parts" where files alone leave it open; "scenes": do not look for objects
+    variant  which of several data sets in the folder
+    points, up, val  take the place of what the layout says; ``val`` is the share of train held out
+
+    Raises UserError for an unknown variant, a task the folder does not fit, and classes that train lacks.
+    """
+    folder = Path(folder)
+    if task == "scenes" or not folder.is_dir():
+        return None
+    found: Layout | None = None
+    for finder in FINDERS:
+        found = found or finder(folder, variant)
+    found = found or arrays(folder) or class_folders(folder, task) or suite_alone(folder, variant)
+    if found is None:
+        if task is None:
+            return None
+        raise UserError(
+            f"{folder}: no shapes for {task}; it needs folders named after the classes with {', '.join(SPLITS)} in or "
+            f"above them, an array file, or the layout of a published benchmark"
+        )
+    if task is not None and found.dataset.task != task:
+        raise UserError(f"{folder}: this is {found.title}, a data set for {found.dataset.task}, not for {task}")
+    if variant is not None and not found.variants:
+        raise UserError(f"{folder}: there are no variants of {found.title}; leave the variant out")
+    return adjusted(found, points, up, val)
+
+
+def adjusted(found: Layout, points: int | None, up: str | None, val: float | None) -> Layout:
+    """The layout with the user's choices, further test splits, and a part of train held out where that makes sense."""
+    dataset, notes = found.dataset, list(found.notes)
+    if not dataset.splits.get("train"):
+        notes.append("no train split: it can be evaluated on, not learned from")
+    elif not dataset.splits.get("val"):
+        has_test = bool(dataset.splits.get("test"))
+        share = (0.0 if has_test else HOLDOUT) if val is None else val
+        dataset = replace(dataset, holdout=share)
+        if share == 0 and has_test:
+            notes.append("no val split, as published; `holdout: 0.1` keeps a tenth of train to choose the best step on")
+    if up is not None:
+        dataset, notes = replace(dataset, up=up), [note for note in notes if note != UP_NOTE]
+    dataset = replace(dataset, points=points or dataset.points, tests=dataset.tests or suites(dataset.folder))
+    # the checks of a file read back: choices may be out of range
+    dataset = ObjectSet.from_dict(dataset.as_dict(), dataset.folder, dataset.folder)
+    return replace(found, dataset=dataset, notes=tuple(notes))
+
+
+# --- array files ----------------------------------------------------------------------------------------------------
+
+
+def arrays(folder: Path) -> Layout | None:
+    """NPZ, NPY or HDF5 files with many shapes each, train, val and test by their names."""
+    splits: dict[str, list[str]] = {}
+    first: Arrays | None = None
+    for file in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".npz", ".npy", ".h5", ".hdf5")):
+        words = file.stem.lower().replace("-", "_").split("_")
+        split = next((name for word in words if (name := named_split(word)) in SPLITS), None)
+        if split is None or suite_file(file) or not holds_shapes(file):
+            continue
+        content = read_arrays(file)
+        if content.label is None and content.segment is None:
+            continue
+        first = content if first is None or split == "train" else first
+        splits.setdefault(split, []).append(file.name)
+    if first is None:
+        return None
+    notes = []
+    if "train" not in splits:  # something must be learned from
+        spare = "val" if "val" in splits else "test"
+        splits["train"] = splits.pop(spare)
+        notes.append(f"no file is called train: {', '.join(splits['train'])} takes its place")
+    named = {split: tuple(splits.get(split, ())) for split in SPLITS}
+    if first.segment is not None and first.label is None:
+        return part_arrays(folder, named, first, notes)
+    classes = tuple(first.classes) if first.classes else listed(folder / "shape_names.txt")
+    if classes is None:
+        most = max(
+            int(label.max())
+            for files in named.values()
+            for f in files
+            if (label := read_arrays(folder / f).label) is not None
+        )
+        classes = tuple(f"class {i}" for i in range(most + 1))
+        notes.append("the files name no classes: give them names in `classes`, in the order of their label ids")
+    if first.segment is not None:
+        return Layout(shapenet_set(folder, named), "array files", tuple(notes))
+    points = min(1024, len(first.shape(0)[0]))
+    dataset = ObjectSet(folder, "classification", classes, splits=named, points=points, up="z")
+    return Layout(dataset, "array files", (*notes, UP_NOTE))
+
+
+def part_arrays(folder: Path, splits: dict[str, tuple[str, ...]], first: Arrays, notes: list[str]) -> Layout:
+    """Shapes with a part for each point: by ShapeNetPart's 50 ids, or the parts of one category from 0."""
+    assert first.segment is not None
+    low, high = int(first.segment.min()), int(first.segment.max())
+    if "shapenet" in str(folder.resolve()).lower() or (low > 0 and high < 50):
+        notes.append("parts are read by the ids of ShapeNetPart (0 to 49)")
+        return Layout(shapenet_set(folder, splits), "ShapeNetPart (array files)", tuple(notes))
+    classes = tuple(f"part {i}" for i in range(high + 1))
+    categories = {"shape": tuple(range(high + 1))}
+    dataset = ObjectSet(folder, "parts", classes, categories, splits=splits, points=2048, up="z", transform="parts")
+    return Layout(dataset, "array files with parts", (*notes, UP_NOTE))
+
+
+# --- folders named after classes ------------------------------------------------------------------------------------
+
+
+def class_folders(folder: Path, task: str | None) -> Layout | None:
+    """CLASS/{train,val,test}/FILE, {train,val,test}/CLASS/FILE or CLASS/FILE, FILE of any format of shapes.
+
+    Files of surveys, and points that have labels, are scenes unless ``task`` says otherwise.
+    """
+    places = subfolders(folder)
+    if not places or any(is_scan(place) for place in places):
+        return None
+    tops = {split: place for place in places if (split := named_split(place.name)) in SPLITS}
+    if tops:
+        splits, classes = split_first(folder, tops)
+    else:
+        splits, classes = class_first(folder, places)
+    if len(classes) < (1 if task == "parts" else 2) or not splits["train"]:
+        return None
+    files = [file for source in splits["train"] for file in walk(folder / source)]
+    looked_at = [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]
+    if task is None and is_scenes(looked_at[0]):
+        return None
+    shapes = [read_shape(file) for file in looked_at]
+    points = min(min(len(scan) for scan in shapes), 2048 if task == "parts" else 1024)
+    options: dict[str, Any] = {"splits": splits, "points": points, "up": "z"}
+    title = "folders of shapes named after their classes"
+    if task != "parts":
+        return Layout(ObjectSet(folder, TASKS[0], classes, **options), title, (UP_NOTE,))
+    categories = part_ids(folder, splits, classes)
+    names = tuple(f"{name} {i + 1}" for name, ids in categories.items() for i in range(len(ids)))
+    dataset = ObjectSet(folder, "parts", names, categories, transform="parts", **options)
+    return Layout(dataset, title, (UP_NOTE, "parts have numbers for names: give them better ones in `classes`"))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders with shapes in or below them, without those of corruption suites."""
+    places = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [p for p in places if any(not suite_file(file) and file.name != "label.npy" for file in walk(p))]
+
+
+def split_first(folder: Path, tops: dict[str, Path]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """{train,val,test}/CLASS/FILE: (sources, classes)."""
+    found = {split: [place.name for place in subfolders(top)] for split, top in tops.items()}
+    classes = tuple(found.get("train", ()))
+    if classes:
+        for split, names in found.items():
+            refuse_unknown(tops[split], names, classes)
+    return {split: (tops[split].name,) if found.get(split) else () for split in SPLITS}, classes
+
+
+def class_first(folder: Path, places: list[Path]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """CLASS/{train,val,test}/FILE or CLASS/FILE: (sources, classes)."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for place in places:
+        for inner in subfolders(place):
+            if (split := named_split(inner.name)) in SPLITS:
+                splits[split].append(f"{place.name}/{inner.name}")
+    if not splits["train"]:
+        return {"train": tuple(place.name for place in places), "val": (), "test": ()}, tuple(p.name for p in places)
+    classes = tuple(source.split("/")[0] for source in splits["train"])
+    for split, sources in splits.items():
+        refuse_unknown(folder, [source.split("/")[0] for source in sources], classes, split)
+    return {split: tuple(sources) for split, sources in splits.items()}, classes
+
+
+def refuse_unknown(place: Path, names: list[str], classes: tuple[str, ...], split: str = "") -> None:
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        where = f"{place / unknown[0]}{f' ({split})' if split else ''}"
+        raise UserError(
+            f"{where}: train has no class {unknown[0]!r}, it has {', '.join(classes)}; rename the folder or take it out"
+        )
+
+
+def is_scenes(file: Path) -> bool:
+    """Whether a file is one of a scene: of a survey, or with a label for each point."""
+    return file.suffix.lower() in SURVEYS or (is_scan(file) and read_shape(file).label is not None)
+
+
+def part_ids(folder: Path, splits: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Category -> ids of its parts, as found in the files of train.
+
+    Raises UserError where a point has no part, or ids are not counted through all categories from 0.
+    """
+    found: dict[str, set[int]] = {name: set() for name in classes}
+    for source in splits["train"]:
+        for file in walk(folder / source):
+            label = read_shape(file).label
+            if label is None:
+                raise UserError(f"{file}: no part of each point in it, which `--task parts` needs")
+            name = next(name for name in reversed(file.relative_to(folder).parts[:-1]) if name in found)
+            found[name].update(np.unique(label).tolist())
+    owned = [part for ids in found.values() for part in ids]
+    if sorted(owned) != list(range(len(owned))):
+        raise UserError(
+            f"{folder}: part ids must be counted through all categories from 0 without gaps; found "
+            f"{', '.join(f'{name} {sorted(ids)}' for name, ids in found.items())}"
+        )
+    return {name: tuple(sorted(ids)) for name, ids in found.items()}
