@@ -220,7 +220,10 @@ def keep_norms(model: nn.Module) -> nn.Module:
 def frozen_stays_frozen(case: Case) -> None:
     before = {k: v.clone() for k, v in case.plain().state_dict().items()}
     model = case.trained()
-    assert_same(frozen_state(model.get_base_model()), before)
+    after = frozen_state(model.get_base_model())
+    if case.reads_its_own:  # the head was built anew, for the parts that the method reads
+        before, after = ({k: v for k, v in s.items() if not k.startswith("head.")} for s in (before, after))
+    assert_same(after, before)
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
@@ -242,7 +245,10 @@ def reloads_bit_by_bit(case: Case) -> None:
     other = PeftModel.from_pretrained(case.plain(), case.folder, adapter_name="site-b")
     assert torch.equal(logits(other, point), expected)
     lean = PeftModel.from_pretrained(case.plain(), case.folder, low_cpu_mem_usage=True)
-    assert_same(lean.state_dict(), model.state_dict())
+    states = [lean.state_dict(), model.state_dict()]
+    if case.reads_its_own:  # the untrained head beside the trained one is drawn anew
+        states = [{k: v for k, v in state.items() if ".head.original_module." not in k} for state in states]
+    assert_same(*states)
     torch.testing.assert_close(logits(lean, point), expected)  # memory-mapped weights: another alignment
     assert not trainable(lean)
     again = load_adapted(case.plain(), case.folder, trainable=True)
@@ -404,7 +410,8 @@ def works_in_half_precision(case: Case) -> None:
     expected = logits(model, point)
     with torch.autocast("cpu", torch.bfloat16):
         found = model(point)
-        found.float().square().mean().backward()
+        auxiliary = getattr(model.get_base_model(), "auxiliary", None)  # some parts learn from it alone
+        (found.float().square().mean() + (0 if auxiliary is None else auxiliary)).backward()
     scale = expected.abs().max()
     assert (found.float() - expected).abs().max() < 0.05 * scale
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)

@@ -26,6 +26,8 @@ PUBLIC = {
     "GEMConfig": "pointadapt.methods.gem",
     "PointTPAConfig": "pointadapt.methods.pointtpa",
     "PointGSTConfig": "pointadapt.methods.pointgst",
+    "PointLoRAConfig": "pointadapt.methods.pointlora",
+    "APPTConfig": "pointadapt.methods.appt",
     "BottleneckConfig": "pointadapt.methods.adapters",
     "BitFitConfig": "pointadapt.methods.adapters",
     "LinearConfig": "pointadapt.methods.adapters",

@@ -87,13 +87,19 @@ def rename(key: str, rules: Rules) -> str:
     return key
 
 
-def fill(model: nn.Module, state: dict[str, Tensor], name: Callable[[str], str | None]) -> dict[str, str]:
+def fill(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    name: Callable[[str], str | None],
+    replaced: str = r"\.original_module\.",
+) -> dict[str, str]:
     """Copy the official state into ``model``; returns official name -> ours.
 
-    ``name`` gives our full parameter name, or None for a tensor that has no counterpart. Raises AssertionError when
+    ``name`` gives our full parameter name, or None for a tensor that has no counterpart; our names in which
+    ``replaced`` is found are of frozen parts that trained copies stand in for. Raises AssertionError when
     one of our parameters or floating buffers stays unfilled. 1x1 convolutions lose their last dimensions.
     """
-    own = {k: v for k, v in model.state_dict(keep_vars=True).items() if ".original_module." not in k}
+    own = {k: v for k, v in model.state_dict(keep_vars=True).items() if not re.search(replaced, k)}
     names: dict[str, str] = {}
     for key, value in state.items():
         ours = name(key)

@@ -40,8 +40,13 @@ def front_and_blocks(model: nn.Module, fixture: Fixture, point: Point | None = N
     """
     backbone = model.backbone
     seen: dict[str, torch.Tensor] = {}
+
+    def keep(**values: torch.Tensor) -> None:
+        for key, value in values.items():
+            seen.setdefault(key, value)  # PointLoRA embeds a second time
+
     hooks = [
-        backbone.tokenizer.embed.register_forward_hook(lambda m, i, o: seen.update(tokens=o, neighborhood=i[0])),
+        backbone.tokenizer.embed.register_forward_hook(lambda m, i, o: keep(tokens=o, neighborhood=i[0])),
         backbone.tokenizer.register_forward_hook(lambda m, i, o: seen.update(center=o.center)),
         backbone.final_norm.register_forward_hook(lambda m, i, o: seen.update(norm_out=o)),
     ]

@@ -1,6 +1,6 @@
 """Parameter-efficient methods, one file a paper. Importing this package makes them known to peft."""
 
-from pointadapt.methods import adapters, gem, pointgst, pointtpa
+from pointadapt.methods import adapters, appt, gem, pointgst, pointlora, pointtpa
 from pointadapt.methods.core import METHODS, adapt, load_adapted, options
 
-__all__ = ["METHODS", "adapt", "adapters", "gem", "load_adapted", "options", "pointgst", "pointtpa"]
+__all__ = ["METHODS", "adapt", "adapters", "appt", "gem", "load_adapted", "options", "pointgst", "pointlora", "pointtpa"]

@@ -6,6 +6,7 @@ Houlsby et al. 2019 (arXiv 1902.00751); He et al. 2022 for the parallel form (ar
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -114,6 +115,17 @@ class BiasDelta(Adapter):
 
     def deltas(self, frozen: nn.Module) -> dict[str, Tensor]:
         return {"bias": self.delta.detach()}
+
+
+class Retrained(Adapter):
+    """A trained copy of a frozen module (with parameters) that stands in for it."""
+
+    def __init__(self, frozen: nn.Module) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(frozen).requires_grad_(True)
+
+    def forward(self, base, *args):
+        return self.copy(*args)
 
 
 @peft_method("linear")

@@ -16,7 +16,7 @@ from pointadapt.point import Point
 from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
 from pointadapt.tokens import Tokens
 
-HeadKind = Literal["mlp3", "mlp2", "linear"]
+HeadKind = Literal["mlp3", "mlp2", "linear", "appt"]
 
 
 class Classification(nn.Module):
@@ -26,10 +26,12 @@ class Classification(nn.Module):
     classes    their number, or their names in index order
     read       parts of the backbone's output that the head reads (see :func:`readout`); default the backbone's own.
                A method may choose others when it is put in place: :meth:`read_from`
-    head       "mlp3": Point-MAE's three layers of width 256; "mlp2": Point-BERT's two; "linear"
+    head       "mlp3": Point-MAE's three layers of width 256; "mlp2": Point-BERT's two; "linear"; "appt": APPT's three,
+               of widths 512 and 256, with its own dropouts
     smoothing  label smoothing of the loss, spread over all classes as in torch; the published form that spreads
                eps over the OTHER classes is smoothing = eps * C / (C - 1)
-    dropout    inside the MLP heads 0.5 as published, unless given; before a linear head 0
+    dropout    inside the MLP heads 0.5 as published (APPT's: 0.1 before it, 0.4 inside), unless given; before a linear
+               head 0
     Raises UserError for fewer than two classes.
     """
 
@@ -53,17 +55,20 @@ class Classification(nn.Module):
         self.read: tuple[str, ...] = ()
         self.read_from(read or backbone.reads)
 
-    def read_from(self, parts: Sequence[str]) -> None:
-        """Build a new head that reads these parts. Raises UserError when an adapter has trained a head already."""
-        head = self._modules.get("head")
-        if head is not None and tuple(parts) == self.read:
+    def read_from(self, parts: Sequence[str], kind: HeadKind | None = None) -> None:
+        """Build a new head that reads these parts, of this kind (default: the model's).
+
+        Raises UserError when an adapter has trained another head already.
+        """
+        head, kind = self._modules.get("head"), kind or self.kind
+        if head is not None and tuple(parts) == self.read and kind == self.kind:
             return
         if head is not None and not isinstance(head, Head):
             raise UserError(
                 f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
                 f"{', '.join(self.read)}: load it onto a model of its own"
             )
-        self.read = tuple(parts)
+        self.read, self.kind = tuple(parts), kind
         channels = sum(width_of(part, self.backbone) for part in self.read)
         self.head = Head(self.kind, channels, len(self.classes), backbone_fingerprint(self.backbone), self.dropout)
 
@@ -86,6 +91,7 @@ def readout(out: Tokens | Point, parts: Sequence[str]) -> Tensor:
     """[B, k C]: parts of a backbone's output side by side.
 
     Of Tokens: a name of the layout ("cls": all tokens of that name, one behind the other), "max NAME", "mean NAME";
+    "max A+B" over the tokens of both names (where there are any);
     "max" and "mean" over all tokens, "max+mean" their sum; "extra NAME": a vector [B, C] that a method left in
     ``extra``. Of a Point: "max" and "mean" over each cloud's points.
     """
@@ -99,7 +105,11 @@ def read_part(out: Any, part: str) -> Tensor:
     if isinstance(out, Point):
         reduce = {"max": segment_max, "mean": segment_mean}[how]
         return reduce(out.feat, out.batch, out.num_clouds)
-    feat = out.part(name) if name else out.part(part) if out.count(part) else out.feat
+    if name:
+        names = [n for n in name.split("+") if out.count(n)] or [name]
+        feat = torch.cat([out.part(n) for n in names], 1)
+    else:
+        feat = out.part(part) if out.count(part) else out.feat
     if how == "max":
         return feat.amax(1)
     if how == "mean":
@@ -120,16 +130,22 @@ class Head(OfBackbone):
 
     def __init__(self, kind: HeadKind, channels: int, classes: int, backbone_hash: str, dropout: float | None) -> None:
         super().__init__()
-        rate = 0.5 if dropout is None else dropout
+        rate = (0.4 if kind == "appt" else 0.5) if dropout is None else dropout
 
-        def hidden(width: int) -> list[nn.Module]:
-            norm = [nn.BatchNorm1d(256)] if kind == "mlp3" else []
-            return [nn.Linear(width, 256), *norm, nn.ReLU(), nn.Dropout(rate)]
+        def hidden(width: int, out: int = 256) -> list[nn.Module]:
+            norm = [nn.BatchNorm1d(out)] if kind in ("mlp3", "appt") else []
+            return [nn.Linear(width, out), *norm, nn.ReLU(), nn.Dropout(rate)]
 
         layers: dict[str, list[nn.Module]] = {
             "mlp3": [*hidden(channels), *hidden(256), nn.Linear(256, classes)],
             "mlp2": [*hidden(channels), nn.Linear(256, classes)],
             "linear": [nn.Dropout(dropout or 0.0), nn.Linear(channels, classes)],
+            "appt": [
+                nn.Dropout(0.1 if dropout is None else dropout),
+                *hidden(channels, 512),
+                *hidden(512, 256),
+                nn.Linear(256, classes),
+            ],
         }
         if kind not in layers:
             raise UserError(f"head must be one of {', '.join(layers)}, not {kind!r}")
