@@ -79,20 +79,39 @@ def parse(arguments: list[str]) -> Any:
 
 @dataclass
 class Init:
-    """Look at a folder of scans and write its dataset.yaml: classes, splits, grid size."""
+    """Look at a folder of scans, or of shapes sorted by class, and write its dataset.yaml: classes, splits, sizes."""
 
-    scans: Path = field(metadata={"help": "Folder with labelled scans."})
+    scans: Path = field(metadata={"help": "Folder with labelled scans, class folders of shapes, or a benchmark."})
+    task: Literal["scenes", "classification", "parts"] | None = option(None, "What it is for. Default: from the files.")
     classes: tuple[int, ...] = option((), "Raw label ids to learn; all others are ignored. Default: all but noise.")
     label_field: str | None = option(None, "Field of the files with the labels. Default: the first known name.")
     grid_size: float | None = option(None, "Edge of a voxel in metres. Default: from the spacing of the points.")
     scale: float | None = option(None, "Factor on coordinates. Default: makes a voxel 0.02, which backbones know.")
-    val: float = option(0.2, "Share of the points to hold out for validation, in whole files.")
+    val: float | None = option(
+        None,
+        "Share to hold out for validation: of the points, in whole files; of the shapes of each class. "
+        "Default: 0.2; nothing of shapes that have a test split.",
+    )
+    variant: str | None = option(None, "Shapes: which of several data sets in the folder, such as OBJ_BG.")
+    points: int | None = option(None, "Shapes: points of each that the model sees. Default: 1024, or as published.")
+    up: Literal["x", "y", "z", "-y", "-z"] | None = option(
+        None, "Shapes: their upward axis. Default: z, or as published."
+    )
     backbone: str = option("nano", "Rooms get voxels no finer than this backbone was trained on.")
     overwrite: bool = option(False, "Replace a dataset.yaml that is there.")
 
     def run(self) -> None:
+        from pointadapt.data.object_folders import find_objects
         from pointadapt.data.survey import init_dataset, survey
 
+        layout = None
+        if self.label_field is None or self.task is not None:  # labels of points make it scenes
+            layout = find_objects(self.scans, self.task, self.variant, self.points, self.up, self.val)
+        if layout is not None:
+            file = init_shapes(self.scans, layout, self.overwrite)
+            print(file.read_text(), end="")
+            print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+            return
         files = survey(self.scans, self.label_field)
         file = init_dataset(
             self.scans,
@@ -101,13 +120,23 @@ class Init:
             label_field=self.label_field,
             grid_size=self.grid_size,
             scale=self.scale,
-            val=self.val,
+            val=0.2 if self.val is None else self.val,
             overwrite=self.overwrite,
             indoor_grid=indoor_grid(self.backbone),
         )
         print(file.read_text(), end="")
         note_warnings(self.scans, files)
         print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+
+
+def init_shapes(folder: Path, layout: Any, overwrite: bool = False) -> Path:
+    """Write the dataset.yaml of a folder of shapes; what was found wanting goes to stderr."""
+    from pointadapt.data.object_survey import init_objects, warnings
+
+    file = init_objects(folder, layout, overwrite)
+    for warning in warnings(layout):
+        print(f"note: {warning}", file=sys.stderr)
+    return file
 
 
 def note_warnings(scans: Path, files: list[Any]) -> None:
@@ -135,15 +164,20 @@ class Adapt:
 
     def run(self) -> None:
         from pointadapt.analysis.describe import result_table, show
+        from pointadapt.data.object_folders import find_objects
         from pointadapt.data.survey import init_dataset, survey
         from pointadapt.train import train
 
         run, flags = self.settings(), vars(self)
         if run.data.is_dir() and not (run.data / YAML).is_file():
-            files = survey(run.data)
-            file = init_dataset(run.data, files, indoor_grid=indoor_grid(run.backbone))
-            print(f"{run.data} has no {YAML}: wrote {file} after looking at the scans")
-            note_warnings(run.data, files)
+            layout = find_objects(run.data)
+            if layout is not None:
+                file = init_shapes(run.data, layout)
+            else:
+                files = survey(run.data)
+                file = init_dataset(run.data, files, indoor_grid=indoor_grid(run.backbone))
+                note_warnings(run.data, files)
+            print(f"{run.data} has no {YAML}: wrote {file} after looking at its files")
             run = self.settings()  # the kind of data is known now
         try:
             result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])
