@@ -3,4 +3,15 @@
 from pointadapt.methods import adapters, appt, gem, pointgst, pointlora, pointtpa
 from pointadapt.methods.core import METHODS, adapt, load_adapted, options
 
-__all__ = ["METHODS", "adapt", "adapters", "appt", "gem", "load_adapted", "options", "pointgst", "pointlora", "pointtpa"]
+__all__ = [
+    "METHODS",
+    "adapt",
+    "adapters",
+    "appt",
+    "gem",
+    "load_adapted",
+    "options",
+    "pointgst",
+    "pointlora",
+    "pointtpa",
+]
