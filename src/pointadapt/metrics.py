@@ -1,4 +1,4 @@
-"""Segmentation scores from a confusion matrix: IoU per class, mIoU, mAcc, allAcc."""
+"""Scores from confusion matrices: IoU per class, mIoU, mAcc, allAcc of points; OA and mAcc of shapes."""
 
 from __future__ import annotations
 
@@ -74,6 +74,13 @@ def scores(confusion: Tensor, absent: Absent = "exclude") -> Scores:
     total = float(truth.sum())
     allacc = float(hit.sum()) / total if total else 0.0
     return Scores(_mean(iou), _mean(recall), allacc, iou, recall, int(total))
+
+
+def classification_scores(confusion: Tensor) -> dict[str, Any]:
+    """OA (share of shapes that are right), mean accuracy over the classes that occur, and accuracy per class, all in
+    0..1 (None: no shape of the class), of a [C, C] matrix of counts."""
+    found = scores(confusion)
+    return {"oa": found.allacc, "macc": found.macc, "accuracy": found.recall, "shapes": found.points}
 
 
 def _per_class(hit: Tensor, out_of: Tensor, absent: Absent) -> list[float | None]:

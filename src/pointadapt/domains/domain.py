@@ -178,7 +178,7 @@ def remembered_domain(run: Run) -> Domain:
     """The run on its data set as run.json remembers it."""
     file = run.folder / "run.json"
     kind = domain_class(run.kind)
-    return kind(run, kind.remembered(read_json(file)["dataset"], run, file))
+    return kind(replace(run, epochs=None), kind.remembered(read_json(file)["dataset"], run, file))
 
 
 # --- what several kinds need ----------------------------------------------------------------------------------------
