@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pointadapt.backbones.weights import BACKBONES, load_backbone, rename_official, save_backbone
+from pointadapt.backbones.ptv3_weights import rename_official
+from pointadapt.backbones.weights import BACKBONES, load_backbone, save_backbone
 from pointadapt.errors import UserError
 from scenes import cloud
 

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pointadapt.backbones.ptv3 import PTv3, upcast
-from pointadapt.backbones.weights import config_from_official, fill, rename_official
+from pointadapt.backbones.ptv3_weights import config_from_official, rename_official
+from pointadapt.backbones.weights import fill
 from pointadapt.ops.order import cloud_code, curve_order
 from pointadapt.point import Point
 

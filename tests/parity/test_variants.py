@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from parity import backbone as checker
 from parity import check as program
 from parity.reference import Reference, curve_codes, neighbours
-from pointadapt.backbones.weights import config_from_official
+from pointadapt.backbones.ptv3_weights import config_from_official
 
 CURVES = ["hilbert", "z-trans", "hilbert-trans", "z"]
 CONDITIONS = ["ScanNet", "S3DIS", "Structured3D"]

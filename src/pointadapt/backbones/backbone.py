@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Backbone(nn.Module):
 
     slots           slot name -> regular expression matched against the END of a dotted module name
                     (branches ``cpe mix ffn``, blocks ``block``, inner ``attn qkv proj mlp fc1 fc2``)
+    config          the dataclass that decides its architecture
     in_channels     channels of ``Point.feat`` it wants
     out_channels    channels of ``forward(point).feat``
     dense_channels  channels of ``dense(point)``, one row per input point: what a segmentation head reads
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ("max", "mean")
     part_reads: ClassVar[tuple[str, ...]] = ("max", "mean")
     depth: int = 0
+    config: Any
     in_channels: int
     out_channels: int
     dense_channels: int

@@ -1,10 +1,12 @@
-"""Where weights come from: names, files and hub repositories, and how official keys become ours.
+"""Where weights come from: names, files and hub repositories, and how they fill a backbone.
 
     backbone = load_backbone("sonata")            # facebook/sonata on the Hugging Face Hub
     backbone = load_backbone("model_best.pth", config="ptv3")
+    backbone = load_backbone("pretrain.pth", config={"groups": 128})   # Point-MAE and its kin say the rest themselves
     backbone = load_backbone("sonata", weights=None)   # the architecture with random weights
 
-Nothing is ever loaded partially: every key and shape must match (specs/backbones.md section 8).
+Nothing is ever loaded partially: every key and shape must match (specs/backbones.md section 8). How official keys
+become ours is in ptv3_weights.py and object_weights.py.
 """
 
 from __future__ import annotations
@@ -14,17 +16,23 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.object_weights import build_objects, changed, is_object_checkpoint, read_object
+from pointadapt.backbones.point_vit import PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+from pointadapt.backbones.ptv3_weights import backbone_entries, config_from_official, rename_official, with_tuples
 from pointadapt.errors import UserError
 from pointadapt.files import write_bytes
 
+Config = PTv3Config | PointViTConfig
+Compat = Literal["clean", "official"]
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -32,10 +40,10 @@ ASSETS = Path(__file__).parent.parent / "assets"
 class Source:
     """A named backbone: its architecture, where its weights lie and under which licence.
 
-    indoor_grid  the voxel it was trained on in rooms, metres
+    indoor_grid  the voxel it was trained on in rooms, metres; for scenes alone
     """
 
-    config: PTv3Config
+    config: Config
     repo: str | None = None
     file: str | None = None
     licence: str = ""
@@ -68,7 +76,13 @@ NANO = PTv3Config(
     enc_patch_size=(256,) * 4,
     drop_path=0.1,
 )
+RECON = PointViTConfig(family="recon", cls_tokens=3, drop_path=0.2)
+GPT_S = PointViTConfig(family="gpt", qkv_bias=True)
+GPT_B = replace(GPT_S, channels=768, heads=12, embed_channels=768, embed_hidden=(256, 512, 1024, 2048))
+GPT_L = replace(GPT_B, channels=1024, depth=24, heads=16, embed_channels=1024)
+NANO_MAE = PointViTConfig(channels=192, depth=4, heads=6, embed_channels=192, embed_hidden=(64, 128, 128))
 CC_NC = "CC-BY-NC 4.0 (weights; research data terms)"
+BY_FILE = "objects; give the path of a checkpoint"
 
 #: name -> where it is. Utonia's and Concerto's files are those named in their READMEs.
 BACKBONES: dict[str, Source] = {
@@ -82,6 +96,17 @@ BACKBONES: dict[str, Source] = {
     "concerto-large": Source(LARGE, "Pointcept/Concerto", "concerto_large.pth", CC_NC, "indoor, 2 cm grid"),
     "utonia": Source(UTONIA, "Pointcept/Utonia", "utonia.pth", CC_NC, "all domains, 1 cm grid after scaling"),
     "ptv3": Source(CLASSIC, licence="", note="classic PTv3 with decoder; give the path of a checkpoint"),
+    "nano-mae": Source(NANO_MAE, file="nano-mae.safetensors", licence="Apache-2.0", note="bundled; procedural objects"),
+    "point-mae": Source(PointViTConfig(), note=BY_FILE),
+    "point-bert": Source(PointViTConfig(embed_channels=256), note=BY_FILE),
+    "act": Source(PointViTConfig(), note=BY_FILE),
+    "recon": Source(RECON, note=BY_FILE),
+    "recon-as-vit": Source(
+        replace(RECON, family="recon-as-vit", cls_tokens=1), note=f"{BY_FILE}: ReCon's in Point-MAE's blocks"
+    ),
+    "pointgpt-s": Source(GPT_S, note=BY_FILE),
+    "pointgpt-b": Source(GPT_B, note=BY_FILE),
+    "pointgpt-l": Source(GPT_L, note=BY_FILE),
 }
 
 #: Decoder of Sonata's decoder probe and fine-tuning recipe.
@@ -91,17 +116,20 @@ DECODER = dict(dec_depths=(2, 2, 2, 2), dec_channels=(64, 96, 192, 384), dec_num
 def load_backbone(
     name_or_path: str | os.PathLike[str],
     weights: Literal["default"] | None = "default",
-    compat: Literal["clean", "official"] = "clean",
+    compat: Compat = "clean",
     decoder: bool | Mapping[str, Any] | None = None,
-    config: str | Mapping[str, Any] | PTv3Config | None = None,
-) -> PTv3:
+    config: str | Mapping[str, Any] | Config | None = None,
+) -> Backbone:
     """A backbone by name, file, folder or hub repository ("org/repo" or "org/repo/file.pth").
 
     weights   None: the architecture with random weights, for tests and benchmarks (never silently)
-    compat    "official" reproduces the official batch-dependent curves, shrinking windows and random evaluation
-    decoder   True, or dec_depths / dec_channels / dec_num_head / dec_patch_size: put a new decoder on an encoder;
-              it is listed in ``fresh`` and trained by ``pa.adapt``
-    config    the architecture of a checkpoint file that does not say its own: a backbone name or official kwargs
+    compat    "official" reproduces the official behaviour: for PTv3 batch-dependent curves, shrinking windows and
+              random evaluation, for networks over groups of points their order-dependent sampling
+    decoder   PTv3 alone. True, or dec_depths / dec_channels / dec_num_head / dec_patch_size: put a new decoder on an
+              encoder; it is listed in ``fresh`` and trained by ``pa.adapt``
+    config    the architecture of a checkpoint file that does not say its own: a backbone name or official kwargs.
+              For networks over groups of points a mapping changes single fields of PointViTConfig, wherever the
+              weights come from: {"groups": 128}
 
     Raises UserError when the name is unknown, the file cannot be read, or keys or shapes do not match.
     """
@@ -111,20 +139,38 @@ def load_backbone(
     if weights is None:
         if name not in BACKBONES:
             raise UserError(f"weights=None needs one of the names {', '.join(BACKBONES)}; got {name!r}")
-        return build(BACKBONES[name].config, {}, compat, decoder, name=f"{name} (random weights)", origin=None)
+        architecture = BACKBONES[name].config
+        if isinstance(config, Mapping) and isinstance(architecture, PointViTConfig):
+            architecture = changed(architecture, config)
+        return build(architecture, {}, compat, decoder, name=f"{name} (random weights)", origin=None)
     path = find(name)
-    architecture, state = read_checkpoint(path, config or (name if name in BACKBONES else None))
+    architecture, state = read_checkpoint(path, config, name)
     return build(architecture, state, compat, decoder, name=name, origin=path)
 
 
 def build(
-    config: PTv3Config,
+    config: Config,
     state: dict[str, Tensor],
-    compat: Literal["clean", "official"],
+    compat: Compat,
     decoder: bool | Mapping[str, Any] | None,
     name: str,
     origin: Path | None,
-) -> PTv3:
+) -> Backbone:
+    backbone: Backbone
+    if isinstance(config, PointViTConfig):
+        if decoder:
+            raise UserError(f"{name} works on groups of points and takes no decoder: leave decoder out")
+        backbone = build_objects(replace(config, sampling="released") if compat == "official" else config)
+    else:
+        backbone = build_ptv3(config, compat, decoder, name)
+    backbone.name_or_path = name
+    if origin is not None:
+        fill(backbone, state, origin)
+    return backbone.eval()
+
+
+def build_ptv3(config: PTv3Config, compat: Compat, decoder: bool | Mapping[str, Any] | None, name: str) -> PTv3:
+    """With random weights. Raises UserError for a second decoder."""
     config = replace(config, compat=compat, window_layout="flash" if compat == "clean" else "shrink")
     fresh = []
     if decoder:
@@ -136,16 +182,17 @@ def build(
         shape.setdefault("dec_patch_size", config.enc_patch_size[:stages])
         config, fresh = replace(config, **shape), ["dec"]
     backbone = PTv3(config)
-    backbone.name_or_path, backbone.fresh = name, fresh
-    if origin is not None:
-        fill(backbone, state, origin)
-    return backbone.eval()
+    backbone.fresh = fresh
+    return backbone
 
 
-def fill(backbone: PTv3, state: dict[str, Tensor], origin: Path) -> None:
-    """Copy a state dict in our key names; raise UserError on any missing, unknown or misshapen entry."""
-    own = {k: v for k, v in backbone.state_dict().items() if k.split(".")[0] not in backbone.fresh}
-    missing = sorted(own.keys() - state.keys())
+def fill(backbone: Backbone, state: dict[str, Tensor], origin: Path) -> None:
+    """Copy a state dict in our key names; raise UserError on any missing, unknown or misshapen entry.
+
+    Fresh parts may be missing: they are trained in any case.
+    """
+    own = backbone.state_dict()
+    missing = sorted(k for k in own.keys() - state.keys() if k.split(".")[0] not in backbone.fresh)
     unknown = sorted(state.keys() - own.keys())
     shapes = [
         f"{k} is {tuple(state[k].shape)}, should be {tuple(own[k].shape)}"
@@ -210,39 +257,41 @@ def download(repo: str, file: str) -> Path:
         ) from error
 
 
-def read_checkpoint(path: Path, config: str | Mapping[str, Any] | PTv3Config | None) -> tuple[PTv3Config, dict]:
+def read_checkpoint(
+    path: Path, config: str | Mapping[str, Any] | Config | None, name: str
+) -> tuple[Config, dict[str, Tensor]]:
     """(architecture, state dict in our key names) of a checkpoint file, ours or official."""
+    settings = config if isinstance(config, Mapping) else {}
+    known = config if isinstance(config, Config) else None
+    if isinstance(config, str) and config not in BACKBONES:
+        raise UserError(f"config={config!r} is no backbone: use one of {', '.join(BACKBONES)}")
+    if isinstance(config, str) or (config is None and name in BACKBONES):
+        known = BACKBONES[config or name].config
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
-        if "pointadapt" in metadata:
-            return PTv3Config(**with_tuples(json.loads(metadata["config"]))), tensors
         stored = json.loads(metadata["config"]) if "config" in metadata else None
+        if "pointadapt" in metadata and stored is not None:
+            if "family" in stored:
+                return read_object(tensors, PointViTConfig(**with_tuples(stored)), settings, path)
+            return PTv3Config(**with_tuples(stored)), tensors
     else:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # many kinds: a pickle with code, a truncated zip, no checkpoint at all
-            # torch's own text advises to switch the safety off, so it stays out of the sentence
-            raise UserError(
-                f"{path} is not a readable torch checkpoint of plain tensors ({type(error).__name__}): "
-                "download it again, or save its state_dict alone"
-            ) from error
-        if not isinstance(content, Mapping):
-            raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state_dict")
-        tensors, stored = content.get("state_dict", content), content.get("config")
+        content = read_torch(path)
+        stored = content.get("config")
+        tensors = {k: v for k, v in state_dict_of(content).items() if isinstance(v, Tensor)}
     sidecar = path.with_name("config.json")
     if stored is None and sidecar.is_file():
         stored = json.loads(sidecar.read_text())
-    tensors = backbone_entries({k: v for k, v in tensors.items() if isinstance(v, Tensor)})
+    if isinstance(known, PointViTConfig) or is_object_checkpoint(tensors):
+        if isinstance(known, PTv3Config):
+            raise UserError(f"{path} holds a network over groups of points, not a PTv3: name another with config=")
+        return read_object(tensors, known, settings, path)
+    tensors = backbone_entries(tensors)
     if not tensors:
         raise UserError(f"{path} holds no backbone weights (no embedding.* or enc.* entries)")
-    if isinstance(config, PTv3Config):
-        architecture = config
-    elif stored is None and isinstance(config, str) and config in BACKBONES:
-        architecture = BACKBONES[config].config
+    if known is not None and (stored is None or isinstance(config, PTv3Config)):
+        architecture = known
     else:
-        official = config if isinstance(config, Mapping) else stored
+        official = settings or stored
         if official is None:
             raise UserError(
                 f"{path} does not say its architecture: name it with config= (--architecture), "
@@ -256,6 +305,36 @@ def read_checkpoint(path: Path, config: str | Mapping[str, Any] | PTv3Config | N
     return architecture, rename_official(tensors, architecture.pre_norm)
 
 
+#: What a training checkpoint calls its weights; the plain file has none of them.
+CONTAINERS = ("state_dict", "base_model", "model", "model_state_dict")
+
+
+def state_dict_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
+
+
+def read_torch(path: Path) -> Mapping[str, Any]:
+    """A torch file of tensors, containers and numbers, NumPy's among them. Raises UserError for anything else."""
+    import numpy as np
+
+    dtypes = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([np.dtype, *dtypes, *numbers]):
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # many kinds: a pickle with code, a truncated zip, no checkpoint at all
+        # torch's own text advises to switch the safety off, so it stays out of the sentence
+        raise UserError(
+            f"{path} is not a readable torch checkpoint of plain tensors ({type(error).__name__}): "
+            "download it again, or save its state_dict alone"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint with a state_dict")
+    return content
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
@@ -266,16 +345,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is not a readable safetensors file: {first_line(error)}") from error
 
 
-def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples, the frozen config has no lists."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def save_backbone(backbone: PTv3, path: str | os.PathLike[str], **metadata: str) -> None:
+def save_backbone(backbone: Backbone, path: str | os.PathLike[str], **metadata: str) -> None:
     """Write weights and architecture as safetensors that :func:`load_backbone` reads; atomic."""
     from safetensors.torch import save
 
@@ -283,76 +357,3 @@ def save_backbone(backbone: PTv3, path: str | os.PathLike[str], **metadata: str)
     header = {"pointadapt": "backbone", "config": json.dumps(asdict(backbone.config)), **metadata}
     # save_file would make it readable for its owner alone
     write_bytes(path, save({k: v.contiguous() for k, v in backbone.state_dict().items()}, header))
-
-
-def backbone_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bare official keys out of a training checkpoint: ``module.``, then student, else the segmentor's backbone."""
-    bare = {k.removeprefix("module."): v for k, v in tensors.items()}
-    for prefix in ("student.backbone.", "backbone."):
-        found = {k.removeprefix(prefix): v for k, v in bare.items() if k.startswith(prefix)}
-        if found:
-            return found
-    return {k: v for k, v in bare.items() if k.split(".")[0] in ("embedding", "enc", "dec")}
-
-
-#: Official constructor arguments that change nothing here: precision, bookkeeping, training-time augmentation.
-WITHOUT_EFFECT = {
-    "enable_flash", "upcast_attention", "upcast_softmax", "traceable", "freeze_encoder", "enc_mode", "cls_mode",
-    "shift_coords", "jitter_coords", "rescale_coords", "type", "pdnorm_only", "model_type",
-}  # fmt: skip
-ESSENTIAL = ("order", "stride", "enc_depths", "enc_channels", "enc_num_head", "enc_patch_size")
-
-
-def config_from_official(official: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PTv3Config:
-    """Architecture from the official kwargs; the generation and rotary positions are read off the weights.
-
-    Raises UserError for kwargs that are missing or unknown.
-    """
-    known = {f.name for f in fields(PTv3Config)} - {"generation", "window_layout", "compat"}
-    if missing := [k for k in ESSENTIAL if k not in official]:
-        raise UserError(f"the checkpoint's config lacks {', '.join(missing)}")
-    if unknown := sorted(official.keys() - known - WITHOUT_EFFECT):
-        raise UserError(f"the checkpoint's config has unknown entries: {', '.join(unknown)}")
-    chosen = with_tuples({k: v for k, v in official.items() if k in known})
-    if isinstance(chosen.get("order"), str):
-        chosen["order"] = (chosen["order"],)
-    if official.get("enc_mode") or official.get("cls_mode"):
-        chosen = {k: v for k, v in chosen.items() if k not in ("dec_depths", "dec_channels", "dec_num_head")}
-        chosen.pop("dec_patch_size", None)
-    rotary = any(k.endswith("rope.inv_freq") for k in tensors)
-    chosen["rope_base"] = chosen.get("rope_base") or 10.0 if rotary else None
-    chosen["dec_rope_enable"] = any(k.startswith("dec.") and k.endswith("rope.inv_freq") for k in tensors)
-    generation: Literal["m1", "m2"] = "m1" if "embedding.stem.conv.weight" in tensors else "m2"
-    stem = tensors.get("embedding.stem.conv.weight", tensors.get("embedding.stem.linear.weight"))
-    if stem is not None:
-        chosen.setdefault("in_channels", stem.shape[-1])
-    return PTv3Config(**chosen, generation=generation)
-
-
-def rename_official(tensors: Mapping[str, Tensor], pre_norm: bool) -> dict[str, Tensor]:
-    """Official keys to ours, e.g. ``enc.enc0.block1.mlp.0.fc1.weight`` -> ``enc.0.blocks.1.ffn.mlp.fc1.weight``."""
-    rules = [
-        (r"^embedding\.stem\.", "embedding."),
-        (r"^(enc|dec)\.(?:enc|dec)(\d+)\.", r"\1.\2."),
-        (r"\.block(\d+)\.", r".blocks.\1."),
-        (r"\.down\.norm\.0\.", ".down.norm."),
-        (r"\.up\.proj\.0\.", ".up.proj."),
-        (r"\.up\.proj\.1\.", ".up.norm."),
-        (r"\.up\.proj_skip\.0\.", ".up.skip_proj."),
-        (r"\.up\.proj_skip\.1\.", ".up.skip_norm."),
-        (r"\.cpe\.0\.", ".cpe.conv."),
-        (r"\.cpe\.1\.", ".cpe.linear."),
-        (r"\.cpe\.2\.", ".cpe.norm."),
-        (r"\.attn\.", ".mix.attn."),
-        (r"\.mlp\.0\.", ".ffn.mlp."),
-        (r"\.ls1\.0\.", ".mix.scale."),
-        (r"\.ls2\.0\.", ".ffn.scale."),
-        (r"\.norm1\.0\.", ".mix.norm." if pre_norm else ".norm1."),
-        (r"\.norm2\.0\.", ".ffn.norm." if pre_norm else ".norm2."),
-    ]
-    renamed = {}
-    for key, value in tensors.items():
-        for pattern, new in rules:
-            key = re.sub(pattern, new, key)
-        renamed[key] = value
-    return renamed
