@@ -33,6 +33,8 @@ def read_off(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"{path}: the header promises {num_vertices} vertices and {num_faces} faces, the file ends before; "
                 f"it is truncated, copy it again"
             )
+        if not num_vertices:
+            raise UserError(f"{path}: the mesh has no points; leave it out")
         vertices = np.array(" ".join(corners).split(), np.float64).reshape(num_vertices, -1)[:, :3]
         return vertices, off_faces(polygons)
     except UserError:

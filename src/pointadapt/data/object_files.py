@@ -42,8 +42,9 @@ class Item:
 
 
 def is_shape(path: Path) -> bool:
-    """Whether its name says that it is a file of one shape."""
-    return path.suffix.lower() in SHAPES and not path.name.startswith(".")
+    """Whether its name says that it is a file of one shape; an array of labels is none."""
+    labels = path.suffix.lower() == ".npy" and path.stem.endswith(("label", "labels"))
+    return path.suffix.lower() in SHAPES and not path.name.startswith(".") and not labels
 
 
 def list_items(dataset: ObjectSet, source: str) -> list[Item]:

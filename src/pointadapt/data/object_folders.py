@@ -33,12 +33,14 @@ def find_objects(
     points: int | None = None,
     up: str | None = None,
     val: float | None = None,
+    label_field: str | None = None,
 ) -> Layout | None:
     """The object data set in a folder, or None where it holds scenes (or nothing).
 
     task     "classification" or "parts" where files alone leave it open; "scenes": do not look for objects
     variant  which of several data sets in the folder
     points, up, val  take the place of what the layout says; ``val`` is the share of train held out
+    label_field      parts: field of the files with the part of each point
 
     Raises UserError for an unknown variant, a task the folder does not fit, and classes that train lacks.
     """
@@ -48,7 +50,7 @@ def find_objects(
     found: Layout | None = None
     for finder in FINDERS:
         found = found or finder(folder, variant)
-    found = found or arrays(folder) or class_folders(folder, task) or suite_alone(folder, variant)
+    found = found or arrays(folder) or class_folders(folder, task, label_field) or suite_alone(folder, variant)
     if found is None:
         if task is None:
             return None
@@ -142,7 +144,7 @@ def part_arrays(folder: Path, splits: dict[str, tuple[str, ...]], first: Arrays,
 # --- folders named after classes ------------------------------------------------------------------------------------
 
 
-def class_folders(folder: Path, task: str | None) -> Layout | None:
+def class_folders(folder: Path, task: str | None = None, label_field: str | None = None) -> Layout | None:
     """CLASS/{train,val,test}/FILE, {train,val,test}/CLASS/FILE or CLASS/FILE, FILE of any format of shapes.
 
     Files of surveys, and points that have labels, are scenes unless ``task`` says otherwise.
@@ -158,6 +160,8 @@ def class_folders(folder: Path, task: str | None) -> Layout | None:
     if len(classes) < (1 if task == "parts" else 2) or not splits["train"]:
         return None
     files = [file for source in splits["train"] for file in walk(folder / source)]
+    if any(file.name == "coord.npy" for file in files):  # folders of arrays, one a scene
+        return None
     looked_at = [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]
     if task is None and is_scenes(looked_at[0]):
         return None
@@ -167,16 +171,16 @@ def class_folders(folder: Path, task: str | None) -> Layout | None:
     title = "folders of shapes named after their classes"
     if task != "parts":
         return Layout(ObjectSet(folder, TASKS[0], classes, **options), title, (UP_NOTE,))
-    categories = part_ids(folder, splits, classes)
+    categories = part_ids(folder, splits, classes, label_field)
     names = tuple(f"{name} {i + 1}" for name, ids in categories.items() for i in range(len(ids)))
-    dataset = ObjectSet(folder, "parts", names, categories, transform="parts", **options)
+    dataset = ObjectSet(folder, "parts", names, categories, transform="parts", label_field=label_field, **options)
     return Layout(dataset, title, (UP_NOTE, "parts have numbers for names: give them better ones in `classes`"))
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Folders with shapes in or below them, without those of corruption suites."""
     places = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [p for p in places if any(not suite_file(file) and file.name != "label.npy" for file in walk(p))]
+    return [p for p in places if any(not suite_file(file) for file in walk(p))]
 
 
 def split_first(folder: Path, tops: dict[str, Path]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
@@ -218,7 +222,9 @@ def is_scenes(file: Path) -> bool:
     return file.suffix.lower() in SURVEYS or (is_scan(file) and read_shape(file).label is not None)
 
 
-def part_ids(folder: Path, splits: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def part_ids(
+    folder: Path, splits: dict[str, tuple[str, ...]], classes: tuple[str, ...], label_field: str | None = None
+) -> dict[str, tuple[int, ...]]:
     """Category -> ids of its parts, as found in the files of train.
 
     Raises UserError where a point has no part, or ids are not counted through all categories from 0.
@@ -226,7 +232,7 @@ def part_ids(folder: Path, splits: dict[str, tuple[str, ...]], classes: tuple[st
     found: dict[str, set[int]] = {name: set() for name in classes}
     for source in splits["train"]:
         for file in walk(folder / source):
-            label = read_shape(file).label
+            label = read_shape(file, label_field=label_field).label
             if label is None:
                 raise UserError(f"{file}: no part of each point in it, which `--task parts` needs")
             name = next(name for name in reversed(file.relative_to(folder).parts[:-1]) if name in found)

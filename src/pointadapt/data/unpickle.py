@@ -16,9 +16,7 @@ ALLOWED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("_codecs", "encode"),
-    ("builtins", "set"),
-    ("builtins", "frozenset"),
-    ("builtins", "bytearray"),
+    *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "bytearray")),
     ("collections", "OrderedDict"),
 }
 
@@ -29,7 +27,8 @@ class ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise UserError(f"it names {module}.{name}; only NumPy arrays, lists, tuples, dicts and numbers are read")
-        return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
+        module = {"__builtin__": "builtins"}.get(module, module.replace("numpy.core", "numpy._core"))
+        return getattr(importlib.import_module(module), name)
 
 
 def read_pickle(path: Path) -> Any:
