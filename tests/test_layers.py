@@ -15,7 +15,7 @@ LAYER = {
     "backbones": 1, "methods": 1,
     "tasks": 2, "data": 2, "metrics": 2,
     "run": 3, "checkpoint": 3, "optim": 3, "domains": 3, "train": 3, "evaluate": 3, "predict": 3, "analysis": 3,
-    "cli": 4, "demo": 4, "__main__": 5,
+    "compare": 4, "demo": 4, "cli": 5, "__main__": 6,
 }  # fmt: skip
 #: Imports inside one layer; never both ways.
 SIDEWAYS = {
@@ -23,7 +23,7 @@ SIDEWAYS = {
     ("domains", "run"), ("train", "domains"), ("evaluate", "domains"), ("predict", "domains"),
     ("train", "run"), ("train", "checkpoint"), ("train", "optim"),
     ("checkpoint", "run"), ("evaluate", "run"), ("evaluate", "predict"), ("evaluate", "analysis"),
-    ("predict", "run"), ("analysis", "run"), ("cli", "demo"),
+    ("predict", "run"), ("analysis", "run"),
 }  # fmt: skip
 
 

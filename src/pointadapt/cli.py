@@ -1,4 +1,4 @@
-"""The command line: ``pointadapt init | adapt | evaluate | predict | info | methods | backbones | demo``.
+"""The command line: ``pointadapt init | adapt | evaluate | predict | compare | info | methods | backbones | demo``.
 
 Flags are made from dataclass fields: the run's from ``Run``, a method's from its config, under ``--method.``:
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -61,6 +62,7 @@ def parse(arguments: list[str]) -> Any:
         "info": Info,
         "methods": Methods,
         "backbones": Backbones,
+        "compare": Compare,
         "demo": Demo,
     }
     return tyro.extras.subcommand_cli_from_dict(
@@ -106,7 +108,7 @@ class Init:
 
         layout = None
         if self.label_field is None or self.task is not None:  # labels of points make it scenes
-            layout = find_objects(self.scans, self.task, self.variant, self.points, self.up, self.val)
+            layout = find_objects(self.scans, self.task, self.variant, self.points, self.up, self.val, self.label_field)
         if layout is not None:
             file = init_shapes(self.scans, layout, self.overwrite)
             print(file.read_text(), end="")
@@ -195,7 +197,7 @@ class Adapt:
         given = {k: v for k, v in changed(self).items() if k in RUN_FLAGS}
         method_options = getattr(self, "method_options", None)
         if method_options is not None:
-            given["options"] = changed(method_options)
+            given |= {"method": type(method_options).__name__, "options": changed(method_options)}
         run = Run(**given)
         if not vars(self)["resume"]:
             return run
@@ -339,6 +341,53 @@ class Backbones:
         from pointadapt.analysis.describe import backbones_table, show
 
         show(backbones_table())
+
+
+@dataclass
+class Compare:
+    """Compare methods under one protocol: a grid that can be stopped, resumed and shared out over processes."""
+
+    data: Path = field(metadata={"help": "Folder with a dataset.yaml that lists train, val and test."})
+    out: Path = option(
+        Path("compare"), "Folder of the grid; the same command goes on with it. Several may run at once."
+    )
+    backbone: str | None = option(None, "Name or checkpoint file. Default: the kind of data's own.")
+    methods: str = option("all", "Comma-separated: names, name[option=value,...], random:name, or all.")
+    seeds: int = option(3, "Runs of each method and share of labels.")
+    labels: str = option("100%", "Comma-separated shares of the training items (10%) or labels per scan (200pts).")
+    factors: str = option("0.3,1,3", "Learning rates to try on validation data, as factors on the recipe's.")
+    trial_share: float = option(0.25, "Steps of such a trial, as a share of a run's.")
+    steps: int | None = option(None, "Optimiser steps of a run. Default: the kind of data's own.")
+    batch_size: int | None = option(None, "Crops or shapes per step. Default: the kind of data's own.")
+    points: int | None = option(None, "Most voxels of a crop, or points of a shape. Default: the kind of data's own.")
+    head: Literal["mlp3", "mlp2", "linear"] | None = option(None, "Head of a classifier.")
+    transform: str = option("auto", "Training transforms, the same for all.")
+    select: Literal["last", "val"] = option("last", "Which step counts: the last, or the best on validation data.")
+    threads: int = option(0, "CPU threads of torch; 0 = leave them.")
+    report_only: bool = option(False, "Train nothing; write the report of what is finished.")
+
+    def run(self) -> None:
+        from pointadapt.compare.compare import compare
+
+        own = ("backbone", "steps", "batch_size", "points", "head", "transform", "select", "threads")
+        settings = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        result = compare(
+            self.data, self.out, split_list(self.methods), self.seeds, split_list(self.labels),
+            [number(text) for text in split_list(self.factors)], self.trial_share, self.report_only, **settings,
+        )  # fmt: skip
+        print(f"{result['finished']} of {result['runs']} runs are finished; wrote compare.html into {self.out}")
+
+
+def split_list(text: str) -> list[str]:
+    """At commas outside of brackets."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{text!r} is no number: write --factors 0.3,1,3") from None
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Objects: what classification of shapes and part segmentation share, and classification itself.
 
 Shapes come from an :class:`~pointadapt.data.object_set.ObjectSet`. One pass sees the points that farthest point
-sampling chooses; voting (``tta`` views) averages logits over random subsets under the training augmentation, 10 as published.
+sampling chooses; voting (``tta`` views) averages logits over random subsets under the training augmentation, 10 as
+published.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.data.io import read_scan, write_labels
+from pointadapt.data.labels import keep_labels, parse_labels
 from pointadapt.data.loader import ScanDataset, collate_batch
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import UP, DataSet
@@ -64,7 +65,11 @@ class Scenes(Domain):
 
     def draw(self, items: ScanDataset, index: int, rng: np.random.Generator) -> Sample:
         transform = TRAIN_TRANSFORMS[self.run.transform](self.dataset.voxel, self.run.points)
-        return transform(items[index], rng)
+        sample = items[index]
+        _, count = parse_labels(self.run.labels)
+        if count is not None:
+            sample = {**sample, "segment": keep_labels(sample["segment"], count, self.run.seed + index)}
+        return transform(sample, rng)
 
     def collate(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, Any]:
         return collate_batch(samples, self.run.mix3d, rng, self.dataset.voxel)

@@ -1,0 +1,1 @@
+"""One fair comparison of methods: the grid of runs, what they cost, how sure the differences are, and the page."""

@@ -1,0 +1,135 @@
+"""What methods cost, measured side by side in one process: training step, inference, memory, adapter file.
+
+Rounds go over all methods in turn, so that whatever else the machine does falls on all of them alike; medians of the
+rounds are given. Memory on a CPU is the largest sum of live tensors that torch's own allocator reports during a step;
+on a GPU it is the allocator's peak.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pointadapt.compare.arms import Arm
+from pointadapt.domains.domain import Domain, open_domain
+from pointadapt.domains.models import build_model
+from pointadapt.run import Run
+from pointadapt.train import count_parameters
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: total, trained, trained_without_head; seconds per training step and per inference of one batch, and
+    the peak of either in bytes; adapter_size in bytes."""
+
+    parameters: dict[str, int]
+    adapter_size: int
+    train_seconds: float
+    infer_seconds: float
+    train_memory: int
+    infer_memory: int
+
+
+@dataclass
+class Entry:
+    """One arm on its bench."""
+
+    model: Any
+    domain: Domain
+    optimizer: torch.optim.Optimizer
+    batch: dict[str, Any]
+
+
+def measure(runs: Sequence[tuple[Arm, Run]], rounds: int = ROUNDS) -> dict[str, Cost]:
+    """Arm's name -> Cost, all on the same batch of training data."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    entries = {arm.name: bench(run, device) for arm, run in runs}
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in entries}
+    for number in range(rounds + 1):
+        for name, entry in entries.items():
+            for kind, do in enumerate((step, infer)):
+                seconds = clock(partial(do, entry), device)
+                if number:  # the first round warms up
+                    times[name][kind].append(seconds)
+    costs = {}
+    for name, entry in entries.items():
+        costs[name] = Cost(
+            count_parameters(entry.model),
+            adapter_size(entry.model),
+            statistics.median(times[name][0]),
+            statistics.median(times[name][1]),
+            peak(partial(step, entry), device),
+            peak(partial(infer, entry), device),
+        )
+    return costs
+
+
+def bench(run: Run, device: torch.device) -> Entry:
+    domain = open_domain(run)
+    model = build_model(domain).to(device)
+    items = domain.items("train", train=True)
+    rng = np.random.default_rng(0)
+    samples = [domain.draw(items, index % len(items), rng) for index in range(domain.run.batch_size)]
+    batch = domain.collate(samples, rng)
+    batch = {k: batch[k].to(device) for k in ("point", domain.target)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return Entry(model, domain, torch.optim.AdamW(trained, lr=1e-6), batch)
+
+
+def step(entry: Entry) -> None:
+    entry.model.train()
+    point = entry.batch["point"].to(entry.batch["point"].coord.device)  # a new Point: nothing is remembered
+    loss = entry.model.get_base_model().loss(entry.model(point), entry.batch[entry.domain.target])
+    loss.backward()
+    entry.optimizer.step()
+    entry.optimizer.zero_grad()
+
+
+def infer(entry: Entry) -> None:
+    entry.model.eval()
+    with torch.inference_mode():
+        entry.model(entry.batch["point"].to(entry.batch["point"].coord.device))
+
+
+def clock(do: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    do()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak(do: Callable[[], Any], device: torch.device) -> int:
+    """Bytes above what is held before: the largest sum of tensors alive at once while ``do`` runs."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        do()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        do()
+    results = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in results if e.name() == "[memory]")
+    return int(np.cumsum([size for _, size in changes]).max(initial=0))
+
+
+def adapter_size(model: Any) -> int:
+    """Bytes of the adapter's weights as save_pretrained writes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))

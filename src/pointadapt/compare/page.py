@@ -1,0 +1,161 @@
+"""compare.html: the table of a grid, accuracy against cost, and which differences are larger than the noise."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pointadapt.analysis.charts import SERIES, ticks
+from pointadapt.analysis.report import write_page
+from pointadapt.compare.grid import Grid
+from pointadapt.compare.stats import Difference, Mean
+from pointadapt.compare.tables import Row, differences
+
+
+def write_compare_page(
+    path: Path, grid: Grid, rows: list[Row], headings: dict[str, str], lead: str, notes: Sequence[str]
+) -> Path:
+    """Write the page (atomically). ``headings``: score key -> heading, the leading one first."""
+    key, heading = next(iter(headings.items()))
+    body = ["<h1>Comparison</h1>", f'<p class="lead">{html.escape(lead)}</p>']
+    for share in grid.labels:
+        mine = [row for row in rows if row.labels == share]
+        if not mine:
+            continue
+        body.append(f"<h2>{html.escape(share)} of the labels</h2>")
+        body.append(table(mine, headings))
+        charts = [scatter(mine, key, heading, *axis) for axis in AXES]
+        body.append('<div class="cards">' + "".join(f'<div class="card">{c}</div>' for c in charts if c) + "</div>")
+        body.append(f"<h3>Differences in {heading}, row minus column</h3>")
+        body.append(difference_table(mine, key))
+    if grid.refused:
+        reasons = "".join(
+            f"<li>{html.escape(name)}: it needs {html.escape(why)}</li>" for name, why in grid.refused.items()
+        )
+        body.append(f"<h2>Methods that cannot work on this backbone</h2><ul>{reasons}</ul>")
+    body += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
+    return write_page(path, "Comparison", "\n".join(body))
+
+
+def table(rows: Sequence[Row], headings: dict[str, str]) -> str:
+    best = {key: max(row.mean(key).mean for row in rows) for key in headings}
+    head = ["method", *headings.values(), "trained", "without<br>head", "adapter<br>file", "training<br>step",
+            "inference", "memory<br>training", "memory<br>inference", "rates", "seeds"]  # fmt: skip
+    lines = []
+    for tint, row in enumerate(rows):
+        mark = f'<span class="key" style="background:var(--series-{tint % SERIES})"></span>'
+        cells = [f"<td>{mark}{html.escape(row.arm.name)}</td>"]
+        for key in headings:
+            mean = row.mean(key)
+            cells.append(f"<td{' class=best' if mean.mean == best[key] else ''}>{spread(mean)}</td>")
+        cost = row.cost
+        spent = ["–"] * 7
+        if cost:
+            counts = [f"{cost.parameters[key]:,}" for key in ("trained", "trained_without_head")]
+            times = [f"{1000 * seconds:.0f} ms" for seconds in (cost.train_seconds, cost.infer_seconds)]
+            memory = [size(peak) for peak in (cost.train_memory, cost.infer_memory)]
+            spent = [*counts, size(cost.adapter_size), *times, *memory]
+        cells += [f"<td>{value}</td>" for value in spent]
+        cells += [
+            f"<td>×{row.factor:g}</td>" if row.factor is not None else "<td>–</td>",
+            f"<td>{len(row.scores)}</td>",
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    heads = "".join(f"<th>{name}</th>" for name in head)
+    return f'<div class="wide"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
+
+
+def difference_table(rows: Sequence[Row], key: str) -> str:
+    """Arm against arm; a difference whose 95 % interval holds zero is grey."""
+    found = differences(list(rows), key)
+    head = "".join(f"<th>{html.escape(row.arm.name)}</th>" for row in rows)
+    lines = []
+    for row in rows:
+        cells = [f"<td>{html.escape(row.arm.name)}</td>"]
+        cells += [difference_cell(found.get((row.arm.name, other.arm.name))) for other in rows]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    note = (
+        '<p class="note">Mean of the paired differences over seeds ± half of the 95 % interval (Student). '
+        "Grey: the interval holds zero, so these runs do not tell the two apart.</p>"
+    )
+    return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>{note}'
+
+
+def difference_cell(difference: Difference | None) -> str:
+    if difference is None:
+        return "<td></td>"
+    half = "" if difference.half is None else f" <small>± {difference.half:.1f}</small>"
+    text = f"{difference.mean:+.1f}{half}"
+    return f"<td>{text}</td>" if difference.is_clear else f'<td style="color:var(--soft)">{text}</td>'
+
+
+def trained_parameters(row: Row) -> float | None:
+    return row.cost.parameters["trained"] if row.cost else None
+
+
+def step_seconds(row: Row) -> float | None:
+    return 1000 * row.cost.train_seconds if row.cost else None
+
+
+#: (axis title, value of a row) of the accuracy-against-cost charts
+AXES = (("trained parameters", trained_parameters), ("training step, ms", step_seconds))
+
+
+def scatter(rows: Sequence[Row], key: str, heading: str, axis: str, value: Any) -> str:
+    """Score over cost (logarithmic), a point per arm with a bar of one standard deviation."""
+    points = [(tint, row, float(value(row)), row.mean(key)) for tint, row in enumerate(rows) if value(row)]
+    if len(points) < 2:
+        return ""
+    width, height, left, right, top, bottom = 560, 340, 46, 90, 16, 40
+    low, high = (f(math.log10(x) for _, _, x, _ in points) for f in (min, max))
+    low, high = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    means = [mean.mean for _, _, _, mean in points]
+    y_ticks = ticks(min(means), max(means), 6)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = left + (math.log10(x) - low) / (high - low) * (width - left - right)
+        return across, top + (y_ticks[-1] - y) / (y_ticks[-1] - y_ticks[0]) * (height - top - bottom)
+
+    title = f"{heading} against {axis}"
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">']
+    for tick in y_ticks:
+        _, y = at(10**low, tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for power in range(low, high + 1):
+        x, _ = at(10.0**power, y_ticks[0])
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">10^{power}</text>'
+        )
+    parts.append(
+        f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{axis}</text>'
+    )
+    taken: list[tuple[float, float]] = []
+    for tint, row, cost, mean in sorted(points, key=lambda p: -p[3].mean):
+        x, y = at(cost, mean.mean)
+        colour = f"var(--series-{tint % SERIES})"
+        if mean.sd:
+            above, below = (at(cost, mean.mean + s * mean.sd)[1] for s in (1, -1))
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{above:.1f}" y2="{below:.1f}" style="stroke:{colour}"/>')
+        hint = f"{html.escape(row.arm.name)}: {mean.mean:.1f} at {cost:,.0f}"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" style="fill:{colour}"><title>{hint}</title></circle>')
+        label = y
+        while any(abs(label - other) < 12 and abs(x - across) < 90 for across, other in taken):
+            label += 12
+        taken.append((x, label))
+        parts.append(f'<text class="name" x="{x + 7:.1f}" y="{label + 4:.1f}">{html.escape(row.arm.name)}</text>')
+    return f"<h3>{html.escape(title)}</h3>" + "".join(parts) + "</svg>"
+
+
+def spread(mean: Mean) -> str:
+    return f"{mean.mean:.1f}" + ("" if mean.sd is None else f" <small>± {mean.sd:.1f}</small>")
+
+
+def size(value: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}" if value < 10 * factor else f"{value / factor:.0f} {unit}"
+    return f"{value:.0f} B"
