@@ -122,12 +122,16 @@ def method_table(name: str) -> Table:
 
 
 def backbones_table() -> Table:
+    from pointadapt.backbones.foundations import FOUNDATIONS
     from pointadapt.backbones.weights import BACKBONES
 
     made = table("backbones (or give a checkpoint file)", "name", "works on", "from", "note")
     for name, source in BACKBONES.items():
         origin = source.repo or ("bundled" if source.file else "-")
-        made.add_row(name, backbone_kind(source.config), origin, f"{source.note}; {source.licence}")
+        note = f"{source.note}; {source.licence}" if source.licence else source.note
+        made.add_row(name, backbone_kind(source.config), origin, note)
+    for name, model in FOUNDATIONS.items():
+        made.add_row(name, "tokens", model.repo or "-", f"{model.note}; {model.licence}; with method appt")
     return made
 
 
@@ -245,5 +249,9 @@ def describe_checkpoint(path: Path) -> Table:
 
     backbone = load_backbone(path)
     parameters = sum(p.numel() for p in backbone.parameters())
-    values = {"parameters": f"{parameters:,}", "features per point": backbone.dense_channels}
+    values: dict[str, Any] = {"parameters": f"{parameters:,}"}
+    if backbone.kind == "points":
+        values["features per point"] = backbone.dense_channels
+    else:
+        values["features per token"] = backbone.out_channels
     return facts(str(path), {**values, **dataclasses.asdict(backbone.config)})

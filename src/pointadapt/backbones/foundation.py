@@ -228,6 +228,7 @@ class Foundation(Backbone):
             Block(layer, channels, family.causal, attention, rotary, positions)
             for layer in model.get_submodule(family.blocks).children()
         )
+        self.depth = len(self.blocks)
         self.final_norm = Norm(inside(model, family.leave), channels)
         self.requires_grad_(False)
         self.still = list(self.modules())  # what adapters bring later is not in it

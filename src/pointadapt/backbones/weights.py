@@ -11,6 +11,7 @@ become ours is in ptv3_weights.py and object_weights.py.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.foundations import FOUNDATIONS, load_foundation
 from pointadapt.backbones.object_weights import build_objects, changed, is_object_checkpoint, read_object
 from pointadapt.backbones.point_vit import PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
@@ -102,7 +104,7 @@ BACKBONES: dict[str, Source] = {
     "act": Source(PointViTConfig(), note=BY_FILE),
     "recon": Source(RECON, note=BY_FILE),
     "recon-as-vit": Source(
-        replace(RECON, family="recon-as-vit", cls_tokens=1), note=f"{BY_FILE}: ReCon's in Point-MAE's blocks"
+        replace(RECON, family="recon-as-vit", cls_tokens=1), note=f"ReCon's weights in Point-MAE's blocks; {BY_FILE}"
     ),
     "pointgpt-s": Source(GPT_S, note=BY_FILE),
     "pointgpt-b": Source(GPT_B, note=BY_FILE),
@@ -129,16 +131,20 @@ def load_backbone(
               encoder; it is listed in ``fresh`` and trained by ``pa.adapt``
     config    the architecture of a checkpoint file that does not say its own: a backbone name or official kwargs.
               For networks over groups of points a mapping changes single fields of PointViTConfig, wherever the
-              weights come from: {"groups": 128}
+              weights come from: {"groups": 128}. For models of transformers (names in FOUNDATIONS, "hf:org/repo",
+              their folders) it holds further arguments of load_foundation
 
     Raises UserError when the name is unknown, the file cannot be read, or keys or shapes do not match.
     """
     name = os.fspath(name_or_path)
     if weights not in ("default", None):
         raise UserError(f'weights must be "default" or None, got {weights!r}: give the checkpoint as name_or_path')
+    if is_foundation(name):
+        return foundation(name, weights, decoder, config)
     if weights is None:
         if name not in BACKBONES:
-            raise UserError(f"weights=None needs one of the names {', '.join(BACKBONES)}; got {name!r}")
+            known = ", ".join([*BACKBONES, *FOUNDATIONS])
+            raise UserError(f"weights=None needs one of the names {known}; got {name!r}")
         architecture = BACKBONES[name].config
         if isinstance(config, Mapping) and isinstance(architecture, PointViTConfig):
             architecture = changed(architecture, config)
@@ -146,6 +152,30 @@ def load_backbone(
     path = find(name)
     architecture, state = read_checkpoint(path, config, name)
     return build(architecture, state, compat, decoder, name=name, origin=path)
+
+
+def is_foundation(name: str) -> bool:
+    """Whether the name stands for a model of transformers: a known one, "hf:org/repo", or a folder with its config."""
+    if name in BACKBONES:
+        return False
+    if name in FOUNDATIONS or name.startswith("hf:"):
+        return True
+    sidecar = Path(name) / "config.json"
+    try:
+        content = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{sidecar} is no readable JSON ({error}): download it again") from error
+    return "model_type" in content and "enc_depths" not in content  # PTv3's kwargs may name a model_type, too
+
+
+def foundation(name: str, weights: Literal["default"] | None, decoder: Any, config: Any) -> Backbone:
+    """A model of transformers; ``config`` holds further arguments of :func:`load_foundation`."""
+    if decoder:
+        raise UserError(f"{name} takes no decoder: leave decoder out")
+    options = set(inspect.signature(load_foundation).parameters) - {"name_or_path", "weights"}
+    if config is not None and not (isinstance(config, Mapping) and config.keys() <= options):
+        raise UserError(f"config of {name} is a mapping with any of {', '.join(sorted(options))}; got {config!r}")
+    return load_foundation(name, weights, **(config or {}))
 
 
 def build(
@@ -240,7 +270,8 @@ def find(name: str) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", name):
         org, repo, *inside = name.split("/")
         return download(f"{org}/{repo}", inside[0] if inside else "model.safetensors")
-    raise UserError(f"unknown backbone {name!r}: use a file, an org/repo of the hub, or one of {', '.join(BACKBONES)}")
+    known = ", ".join([*BACKBONES, *FOUNDATIONS])
+    raise UserError(f"unknown backbone {name!r}: use a file, an org/repo of the hub, or one of {known}")
 
 
 def download(repo: str, file: str) -> Path:
