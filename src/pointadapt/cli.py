@@ -349,7 +349,7 @@ class Compare:
 
     data: Path = field(metadata={"help": "Folder with a dataset.yaml that lists train, val and test."})
     out: Path = option(
-        Path("compare"), "Folder of the grid; the same command goes on with it. Several may run at once."
+        Path("compare"), "Folder of the grid; the same command goes on with it, or helps it along."
     )
     backbone: str | None = option(None, "Name or checkpoint file. Default: the kind of data's own.")
     methods: str = option("all", "Comma-separated: names, name[option=value,...], random:name, or all.")

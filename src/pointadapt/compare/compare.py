@@ -83,7 +83,8 @@ def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
     found = evaluate(run, "test", "last" if run.select == "last" else "best")
     scores = {key: found[key] for key in run.of_kind.scores}
     values, _ = run.of_kind.per_class
-    return {"score": scores[headline], "scores": scores, "per_class": found.get(values), "classes": found["classes"], **about}
+    about |= {"per_class": found.get(values), "classes": found["classes"]}
+    return {"score": scores[headline], "scores": scores, **about}
 
 
 def write_outputs(grid: Grid) -> dict[str, Any]:
