@@ -101,3 +101,29 @@ def object_run(folder: Path, **changes: Any) -> Run:
         "threads": 1,
     }
     return Run(**{**settings, **changes})
+
+
+PARTS = ("cap", "stem", "lid", "side")
+
+
+def write_parts(folder: Path, train: int = 6, test: int = 2) -> Path:
+    """Mushrooms (a ball on a pole: cap, stem) and tins (a box: lid, side), PLY clouds with the part of each point."""
+    seed = 0
+    for split, count in (("train", train), ("test", test)):
+        for category in ("mushroom", "tin"):
+            for number in range(count):
+                seed += 1
+                coord = shape("ball" if category == "mushroom" else "box", seed, 240)
+                if category == "mushroom":
+                    part = (coord[:, 1] < 0.2).astype(np.int32)
+                    coord = np.where(part[:, None] == 1, coord * [0.2, 1, 0.2], coord).astype(np.float32)
+                else:
+                    part = 2 + (coord[:, 1] < coord[:, 1].max() - 0.1).astype(np.int32)
+                file = folder / split / category / f"{category}_{number}.ply"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_ply(file, coord, np.full((len(coord), 3), 90, np.uint8), part)
+    (folder / "dataset.yaml").write_text(
+        f"task: parts\nclasses: [{', '.join(PARTS)}]\ncategories: {{mushroom: [0, 1], tin: [2, 3]}}\npoints: 96\n"
+        "transform: parts\nsplits:\n  train: [train]\n  test: [test]\n"
+    )
+    return folder

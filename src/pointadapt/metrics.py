@@ -1,7 +1,8 @@
-"""Scores from confusion matrices: IoU per class, mIoU, mAcc, allAcc of points; OA and mAcc of shapes."""
+"""Scores from confusion matrices: IoU per class, mIoU, mAcc, allAcc of points; OA and mAcc of shapes; mIoU of parts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +82,37 @@ def classification_scores(confusion: Tensor) -> dict[str, Any]:
     0..1 (None: no shape of the class), of a [C, C] matrix of counts."""
     found = scores(confusion)
     return {"oa": found.allacc, "macc": found.macc, "accuracy": found.recall, "shapes": found.points}
+
+
+def shape_miou(prediction: Tensor, truth: Tensor, parts: Sequence[int]) -> float:
+    """Mean IoU over the ``parts`` of one shape's category, 0..1; a part that is neither there nor predicted counts 1,
+    as published (specs, rivals 1.5). Points whose truth is negative do not count."""
+    counted = truth >= 0
+    prediction, truth = prediction[counted], truth[counted]
+    values = []
+    for part in parts:
+        either = int(((prediction == part) | (truth == part)).sum())
+        both = int(((prediction == part) & (truth == part)).sum())
+        values.append(both / either if either else 1.0)
+    return sum(values) / len(values)
+
+
+def part_scores(confusion: Tensor, total: Tensor, number: Tensor) -> tuple[dict[str, Any], list[float | None]]:
+    """(scores, mIoU of each category or None without shapes).
+
+    confusion [P, P] counts of points; total [K] sums of :func:`shape_miou` over the shapes of each category, number [K]
+    of them. instance_miou is the mean over shapes, class_miou the mean over categories; iou per part is of all points.
+    """
+    found = scores(confusion)
+    by_category = _per_class(total, number, "exclude")
+    return {
+        "instance_miou": float(total.sum() / number.sum().clamp(min=1)),
+        "class_miou": _mean(by_category),
+        "allacc": found.allacc,
+        "iou": found.iou,
+        "shapes": int(number.sum()),
+        "points": found.points,
+    }, by_category
 
 
 def _per_class(hit: Tensor, out_of: Tensor, absent: Absent) -> list[float | None]:

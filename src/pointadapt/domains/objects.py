@@ -74,10 +74,15 @@ class Objects(Domain):
         return OBJECT_TRANSFORMS
 
     def know(self, backbone: Any) -> None:
-        """Remember what the backbone asks of a shape."""
+        """Remember what the backbone asks of a shape. Raises UserError where that is more points than it is given."""
         config = backbone.config
         self.need = max(getattr(config, "groups", 1), getattr(config, "group_size", 1))
         self.channels = backbone.in_channels
+        if self.dataset.points < self.need:
+            raise UserError(
+                f"shapes of {self.dataset.points} points are too few for {self.run.backbone}, which needs at least "
+                f"{self.need}: raise points in {self.dataset.file}, or --points"
+            )
 
     # ------------------------------------------------------------------ training
 
