@@ -27,6 +27,8 @@ PUBLIC = {
     "PointTPAConfig": "pointadapt.methods.pointtpa",
     "PointGSTConfig": "pointadapt.methods.pointgst",
     "PointLoRAConfig": "pointadapt.methods.pointlora",
+    "PointPEFTConfig": "pointadapt.methods.pointpeft",
+    "GAPromptConfig": "pointadapt.methods.gaprompt",
     "APPTConfig": "pointadapt.methods.appt",
     "BottleneckConfig": "pointadapt.methods.adapters",
     "BitFitConfig": "pointadapt.methods.adapters",

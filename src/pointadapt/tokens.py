@@ -66,6 +66,16 @@ class Tokens:
             self.cache[key] = make()
         return self.cache[key]
 
+    def remember_centers(self, key: Any, make: Any) -> Any:
+        """``make()`` once for these very centres: another tokenizer may have cut the same clouds otherwise.
+
+        ``cache[key]`` is then the pair (center, what was made).
+        """
+        known = self.cache.get(key)
+        if known is None or known[0] is not self.center:
+            known = self.cache[key] = (self.center, make())
+        return known[1]
+
     def count(self, name: str) -> int:
         """How many tokens of that name there are; 0 for none."""
         return dict(self.layout).get(name, 0)

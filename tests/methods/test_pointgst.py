@@ -207,10 +207,10 @@ def test_branch_is_the_formula(transpose):  # section 2.5, one cloud and chunk a
             f = u @ g
             return u.T @ (f + F.silu(adapter.mix(norm(f))))
 
-        change += spectral(nodes, basis.graphs[0].basis[b], adapter.norms[0])
+        change += spectral(nodes, basis[0].basis[b], adapter.norms[0])
         for c in range(5):
             rows = order[b, 8 * c : 8 * c + 8]
-            change[rows] += spectral(nodes[rows], basis.graphs[1].basis[5 * b + c], adapter.norms[1])
+            change[rows] += spectral(nodes[rows], basis[1].basis[5 * b + c], adapter.norms[1])
         hidden[b, 1:] += change
     torch.testing.assert_close(adapter(no_branch, x).feat, adapter.up(hidden), atol=1e-5, rtol=1e-5)
 
@@ -235,9 +235,9 @@ def test_any_number_of_centres_and_duplicates(groups):
 
 def test_released_basis_depends_on_the_batch_and_needs_whole_graphs():
     x, settings = tokens(), Settings((0, 8), released=True)
-    basis = token_basis(x, settings).graphs[0].basis
+    basis = token_basis(x, settings)[0].basis
     other = torch.cat([x.center[:1], x.center[1:] * 0.01])
-    assert not torch.allclose(make_token_basis(other, settings, other).graphs[0].basis[0], basis[0], atol=1e-3)
+    assert not torch.allclose(make_token_basis(other, settings)[0].basis[0], basis[0], atol=1e-3)
     with pytest.raises(UserError, match="divides"):
         token_basis(x, Settings((0, 32), released=True))
 

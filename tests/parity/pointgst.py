@@ -15,7 +15,6 @@ from parity.pointmae import name as plain_name
 from pointadapt.backbones.point_vit import PointViT
 from pointadapt.methods import adapt
 from pointadapt.methods.pointgst import (
-    Basis,
     Graphs,
     PointGSTConfig,
     Settings,
@@ -72,7 +71,7 @@ def check(path: Path) -> list[tuple[str, float, float]]:
     center = group(point, vit.groups, vit.group_size, "released").center
     whole = torch.arange(vit.groups).expand(len(center), -1)
     graphs = stored_graphs(data["mid.U"], whole), stored_graphs(data["mid.sub_U"], data["mid.idx_sort"])
-    point.cache[Settings((0, local), released=True)] = Basis(center, graphs)
+    point.cache[Settings((0, local), released=True)] = (center, graphs)
     nodes = center.flatten(0, 1)
     wrong = (morton_order(center, released=True) != data["mid.idx_sort"]).sum()
     results = [

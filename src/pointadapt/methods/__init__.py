@@ -1,6 +1,6 @@
 """Parameter-efficient methods, one file a paper. Importing this package makes them known to peft."""
 
-from pointadapt.methods import adapters, appt, gem, pointgst, pointlora, pointtpa
+from pointadapt.methods import adapters, appt, gaprompt, gem, pointgst, pointlora, pointpeft, pointtpa
 from pointadapt.methods.core import METHODS, adapt, load_adapted, options
 
 __all__ = [
@@ -8,10 +8,12 @@ __all__ = [
     "adapt",
     "adapters",
     "appt",
+    "gaprompt",
     "gem",
     "load_adapted",
     "options",
     "pointgst",
     "pointlora",
+    "pointpeft",
     "pointtpa",
 ]

@@ -125,14 +125,6 @@ class Graphs:
         return self.basis.mT if transpose else self.basis
 
 
-@dataclass(frozen=True, eq=False)
-class Basis:
-    """The graphs of a batch and the coordinates [M, 3] or [B, G, 3] they were made of (the very tensor)."""
-
-    coord: Tensor
-    graphs: tuple[Graphs, ...]
-
-
 class SpectralAdapter(Adapter):
     """PCSA: h = silu(d) + sum over graphs of U^T (s + silu(mix(norm s))), s = U d, d = down(x); branch = up(h).
 
@@ -168,10 +160,10 @@ class SpectralAdapter(Adapter):
         parts = [hidden[:, : rows.start], hidden[:, rows] + change, hidden[:, rows.stop :]]
         return self.up(torch.cat(parts, 1))
 
-    def filtered(self, nodes: Tensor, basis: Basis) -> Tensor:
+    def filtered(self, nodes: Tensor, basis: tuple[Graphs, ...]) -> Tensor:
         """[M, R] -> [M, R], in the nodes' precision."""
         total = torch.zeros_like(nodes)
-        for graphs, norm in zip(basis.graphs, self.norms, strict=True):
+        for graphs, norm in zip(basis, self.norms, strict=True):
             spectrum = graphs.spectrum(nodes, self.transpose)
             spectrum = spectrum + F.silu(self.mix(norm(spectrum)))
             total = total + graphs.back(spectrum, self.transpose).to(nodes.dtype)
@@ -181,23 +173,20 @@ class SpectralAdapter(Adapter):
 # ------------------------------------------------------------------------------------------------- which graphs
 
 
-def token_basis(tokens: Tokens, settings: Settings) -> Basis:
+def token_basis(tokens: Tokens, settings: Settings) -> tuple[Graphs, ...]:
     """Graphs over the centres of the "patch" tokens, rows counted through the batch; made once for these centres.
 
-    A model's stored basis can be put in place: ``tokens.cache[settings] = Basis(tokens.center, ...)``.
+    Stored ones can be put in place: ``point.cache[settings] = (center, graphs)``.
     Raises UserError when the tokens have no centres.
     """
     center = tokens.center
     if center is None:
         raise UserError("method 'pointgst' needs tokens with centres, which this backbone's tokens do not have")
-    known = tokens.cache.get(settings)
-    if known is None or known.coord is not center:  # another tokenizer may have cut the same clouds otherwise
-        known = tokens.cache[settings] = make_token_basis(center.detach(), settings, center)
-    return known
+    return tokens.remember_centers(settings, lambda: make_token_basis(center, settings))
 
 
 @torch.no_grad()
-def make_token_basis(center: Tensor, settings: Settings, key: Tensor) -> Basis:
+def make_token_basis(center: Tensor, settings: Settings) -> tuple[Graphs, ...]:
     batch, groups, _ = center.shape
     start = torch.arange(batch, device=center.device)[:, None] * groups
     order = (start + morton_order(center, settings.released)).flatten()
@@ -208,24 +197,24 @@ def make_token_basis(center: Tensor, settings: Settings, key: Tensor) -> Basis:
         index, position, counts = chunks(nodes, [groups] * batch, min(size or groups, groups))
         basis = make_basis(center.flatten(0, 1)[index], counts, settings)
         found.append(Graphs(index, position, basis))
-    return Basis(key, tuple(found))
+    return tuple(found)
 
 
-def point_basis(point: Point, settings: Settings) -> Basis:
+def point_basis(point: Point, settings: Settings) -> tuple[Graphs, ...]:
     """Graphs over the points of a level, along the block's curve; made once for a level and curve."""
     curve = point.extra["curve"]
     return point.remember((settings, curve), lambda: make_point_basis(point, settings, curve))
 
 
 @torch.no_grad()
-def make_point_basis(point: Point, settings: Settings, curve: str) -> Basis:
+def make_point_basis(point: Point, settings: Settings, curve: str) -> tuple[Graphs, ...]:
     found = []
     for size in settings.sizes:
         index, position, counts = chunks(curve_order(point, curve)[0], point.counts, size)
         nearest = (point.grid_size or 0.0) / 2
         basis = make_basis(point.coord[index], counts, settings, nearest)
         found.append(Graphs(index, position, basis))
-    return Basis(point.coord, tuple(found))
+    return tuple(found)
 
 
 def chunks(order: Tensor, counts: list[int], length: int) -> tuple[Tensor, Tensor, Tensor]:
