@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from plyfile import PlyData, PlyElement
-from shapes import CUBE, CUBE_FACES, write_off, write_txt
 
 from pointadapt.data.mesh import read_off, sample_surface
 from pointadapt.data.object_files import read_shape
 from pointadapt.errors import UserError
+from shapes import CUBE, CUBE_FACES, write_off, write_txt
 
 
 @pytest.mark.parametrize("glued", [False, True])

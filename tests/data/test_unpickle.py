@@ -57,8 +57,8 @@ def test_object_arrays_cannot_smuggle_code(tmp_path):
 
 def test_python_2_strings(tmp_path):
     """numpy arrays of Python 2 pickles hold their bytes as text."""
-    text = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87Rq\x00(K\x01K\x02\x85cnumpy\ndtype\n"
-    text += b"U\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08"
+    text = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87Rq\x00(K\x01K\x02\x85"
+    text += b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08"
     text += np.array([1.5, -2], "<f4").tobytes() + b"tb."
     (tmp_path / "a.pkl").write_bytes(text)
     assert read_pickle(tmp_path / "a.pkl").tolist() == [1.5, -2]
