@@ -200,8 +200,9 @@ def warped(coord: np.ndarray, amount: float, kernel: str, rng: np.random.Generat
 
 def density(coord: np.ndarray, clusters: float, rng: np.random.Generator) -> np.ndarray:
     """In ``clusters`` clusters of 100 points (of 1024) three quarters of the points are lost."""
+    size = of_1024(coord, 100)
     for _ in range(int(clusters)):
-        rows = around(coord, of_1024(coord, 100), rng)
+        rows = around(coord, size, rng)
         coord = np.delete(coord, rng.permutation(rows)[: len(rows) * 3 // 4], axis=0)
     return coord
 

@@ -98,7 +98,7 @@ def checked(path: Path, fields: dict[str, np.ndarray]) -> Arrays:
     shapes = len(coord) if ptr is None else len(ptr) - 1
     if label is not None:
         label = as_label(path, label, shapes)
-    if segment is not None and segment.reshape(*coord.shape[:-1], -1).shape[-1] != 1:
+    if segment is not None and segment.size != coord[..., 0].size:
         raise UserError(f"{path}: parts of shape {list(segment.shape)} for points of shape {list(coord.shape)}")
     return Arrays(path, coord, label, segment, ptr, None if classes is None else [text(name) for name in classes])
 
