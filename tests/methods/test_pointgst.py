@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from contracts import batch, cloud, logits, tiny, train
+from pointadapt.backbones.point_gpt import PointGPT
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+from pointadapt.backbones.recon import ReCon
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
 from pointadapt.methods.pointgst import (
@@ -283,6 +285,22 @@ def test_every_option_trains_and_starts_as_identity(kind, options):
     assert torch.equal(logits(model, point), logits(plain, point))
     train(model, 3)
     assert not torch.equal(logits(model.eval(), point), logits(plain, point))
+
+
+@pytest.mark.parametrize("family", [ReCon, PointGPT])
+def test_other_transformers(family):
+    sizes = dict(groups=12, group_size=8, channels=32, depth=2, heads=2, embed_channels=32, embed_hidden=(8, 16, 32))
+    torch.manual_seed(0)
+    plain = Classification(family(PointViTConfig(**sizes, cls_tokens=3 if family is ReCon else 1)), 4).eval()
+    point = batch(plain)
+    expected = logits(plain, point)
+    model = adapt(plain, PointGSTConfig()).eval()
+    torch.testing.assert_close(logits(model, point), expected, atol=1e-6, rtol=1e-6)
+    train(model, 2)
+    together = logits(model.eval(), point)
+    assert not torch.equal(together, expected)
+    for one, row in zip(point.split(), together, strict=True):
+        torch.testing.assert_close(logits(model, one)[0], row, atol=1e-5, rtol=1e-5)
 
 
 def test_released_mode_on_objects_only():

@@ -1,6 +1,7 @@
 """PointLoRA: counts, what learns from what, selection at two scales, scenes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pointadapt.methods.pointlora import PointLoRAConfig, Selection, TokenMLPs, 
 from pointadapt.ops.neighbors import group
 from pointadapt.point import Point, collate
 from pointadapt.tasks.classification import Classification, readout
+from pointadapt.tasks.parts import PartSegmentation
 
 #: Published trainable parameters by part, official size (specs/rivals.md section 2.4).
 PUBLISHED = {
@@ -154,6 +156,15 @@ def test_other_transformers(family):
     for one, row in zip(point.split(), together, strict=True):
         torch.testing.assert_close(logits(adapted, one)[0], row, atol=1e-5, rtol=1e-5)
     assert model.backbone(point).layout[-1] == ("selected", 18)  # 12 of 12 groups and 6 of 6
+
+
+def test_part_segmentation_reads_as_without_a_method():
+    sizes = small().backbone.config
+    task = PartSegmentation(PointViT(replace(sizes, cls_tokens=0)), 5, None)
+    read = task.read
+    model, point = adapt(task, PointLoRAConfig()), batch(small())
+    task.loss(model(point), torch.randint(0, 5, (len(point),))).backward()
+    assert task.read == read and all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_batchnorm_of_the_trained_half_learns_and_is_saved(tmp_path):

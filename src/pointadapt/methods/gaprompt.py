@@ -20,6 +20,8 @@ from pointadapt.ops.neighbors import Groups, clouds_of, gather, group, group_sta
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
 
+READ = ["cls", "max patch", "extra shape"]
+
 
 @peft_method("gaprompt")
 @dataclass
@@ -55,10 +57,7 @@ class GAPromptConfig(AdapterConfig):
     )
     spread: float = field(default=0.3, metadata={"help": "Factor on what neighbourhoods add to the groups' tokens."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout on prompts and inside of the small networks."})
-    read: list[str] | None = field(
-        default_factory=lambda: ["cls", "max patch", "extra shape"],
-        metadata={"help": "What a classification head reads."},
-    )
+    read: list[str] | None = field(default_factory=READ.copy, metadata={"help": "What a classification head reads."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +69,8 @@ class GAPromptConfig(AdapterConfig):
         backbone = getattr(model, "backbone", model)
         if not hasattr(getattr(backbone, "tokenizer", None), "group_size"):
             raise UserError(f"method 'gaprompt' cannot work on {type(backbone).__name__}: it needs {self.needs}")
+        if hasattr(model, "taps") and self.read == READ:  # part segmentation reads as without a method
+            self.read = None
         super().prepare(model)
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:

@@ -23,6 +23,7 @@ from pointadapt.tokens import Tokens
 
 #: The half of the patch embedding that works on single points; trained in full, like the position embedding.
 FIRST = r"tokenizer\.embed\.first"
+READ = ["cls", "max patch+selected"]
 
 
 @peft_method("pointlora")
@@ -53,9 +54,7 @@ class PointLoRAConfig(AdapterConfig):
     mask_weight: float = field(
         default=0.004, metadata={"help": "Weight of the loss on the scores, their mean negative entropy."}
     )
-    read: list[str] | None = field(
-        default_factory=lambda: ["cls", "max patch+selected"], metadata={"help": "What a classification head reads."}
-    )
+    read: list[str] | None = field(default_factory=READ.copy, metadata={"help": "What a classification head reads."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,8 +68,10 @@ class PointLoRAConfig(AdapterConfig):
 
     def prepare(self, model: Any) -> None:
         backbone = getattr(model, "backbone", model)
-        if getattr(backbone, "kind", "points") == "points":
+        is_scene = getattr(backbone, "kind", "points") == "points"
+        if is_scene or (hasattr(model, "taps") and self.read == READ):  # part segmentation reads as without a method
             self.read = None
+        if is_scene:
             self.target_modules = [t for t in self.target_modules or () if t not in self.default_targets[2:]]
         super().prepare(model)
         modules = plain_modules(model)
