@@ -29,6 +29,7 @@ ENCODER = {
     "cls_token", "cls_pos", "img_token", "img_pos", "text_token", "text_pos", "sos_pos",
     "encoder", "reduce_dim", "pos_embed", "blocks", "norm",
 }  # fmt: skip
+#: Channels -> attention heads, which no shape tells: 64 channels each in all published networks.
 HEADS = {384: 6, 768: 12, 1024: 16}
 #: Names in the published yaml files -> ours.
 OFFICIAL = {
@@ -42,8 +43,11 @@ OFFICIAL = {
 
 
 def build_objects(config: PointViTConfig) -> PointViT:
-    """The network of the config's family, with random weights."""
-    return FAMILIES[config.family](config)
+    """The network of the config's family, with random weights. Raises UserError where the two do not fit."""
+    try:
+        return FAMILIES[config.family](config)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def is_object_checkpoint(keys: Iterable[str]) -> bool:
@@ -122,8 +126,7 @@ def sizes(state: Mapping[str, Tensor], family: str, settings: Mapping[str, Any],
     if missing := [key for key in needed if key not in shapes]:
         raise UserError(f"{origin} lacks {', '.join(missing)}: download it again, or name its model with config=")
     channels = shapes[needed[0]][1]
-    heads = settings.get("heads", settings.get("num_heads", HEADS.get(channels)))
-    if heads is None:
+    if channels not in HEADS and not {"heads", "num_heads"} & settings.keys():
         raise UserError(
             f"{origin} does not say how many attention heads its {channels} channels are divided into: "
             'give config={"heads": ...}, or the name of its model'
@@ -132,7 +135,7 @@ def sizes(state: Mapping[str, Tensor], family: str, settings: Mapping[str, Any],
         family=family,  # type: ignore[arg-type]
         channels=channels,
         depth=1 + max(blocks),
-        heads=heads,
+        heads=HEADS.get(channels, 1),
         embed_channels=shapes[needed[3]][0],
         embed_hidden=(*hidden, shapes[needed[2]][0]),
         cls_tokens=shapes["cls.token"][1] if "cls.token" in shapes else 3 if family == "recon" else 1,
