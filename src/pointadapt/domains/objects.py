@@ -75,7 +75,7 @@ class Objects(Domain):
 
     def know(self, backbone: Any) -> None:
         """Remember what the backbone asks of a shape. Raises UserError where that is more points than it is given."""
-        config = backbone.config
+        config = getattr(backbone, "config", None)  # a foundation model cuts no groups by itself
         self.need = max(getattr(config, "groups", 1), getattr(config, "group_size", 1))
         self.channels = backbone.in_channels
         if self.dataset.points < self.need:
