@@ -45,7 +45,9 @@ def write_shape(file: Path, coord: np.ndarray) -> None:
     if file.suffix == ".npy":
         np.save(file, coord)
     else:
-        write_ply(file, coord, np.full((len(coord), 3), 90, np.uint8), np.zeros(len(coord), np.int32))
+        header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(coord)}"]
+        header += [f"property float {axis}" for axis in "xyz"] + ["end_header", ""]
+        file.write_bytes("\n".join(header).encode() + coord.astype("<f4").tobytes())
 
 
 def write_shapes(folder: Path, train: int = 6, val: int = 0, test: int = 2, yaml: str | None = "") -> Path:

@@ -85,10 +85,14 @@ def result_table(result: dict[str, Any]) -> Table:
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
+IN_WORDS = "points: features of single points, for scenes and objects; tokens: of groups of points, for objects"
+
+
 def methods_table() -> Table:
     from pointadapt.methods import METHODS
 
     made = table("methods (pointadapt methods NAME lists the options)", "name", "works on", "note")
+    made.caption, made.caption_justify = IN_WORDS, "left"
     for name, config in METHODS.items():
         made.add_row(name, works_on(config), method_in_words(name))
     return made
@@ -125,7 +129,8 @@ def backbones_table() -> Table:
     from pointadapt.backbones.foundations import FOUNDATIONS
     from pointadapt.backbones.weights import BACKBONES
 
-    made = table("backbones (or give a checkpoint file)", "name", "works on", "from", "note")
+    made = table("backbones (or give a checkpoint file)", "name", "kind", "from", "note")
+    made.caption, made.caption_justify = IN_WORDS, "left"
     for name, source in BACKBONES.items():
         origin = source.repo or ("bundled" if source.file else "-")
         note = f"{source.note}; {source.licence}" if source.licence else source.note
@@ -136,8 +141,10 @@ def backbones_table() -> Table:
 
 
 def backbone_kind(config: Any) -> str:
-    """ "points" (features of single points: scenes and objects) or "tokens" (of groups of points: objects)."""
-    return "points" if type(config).__name__ == "PTv3Config" else "tokens"
+    """The ``kind`` of the network that a config describes."""
+    from pointadapt.backbones.ptv3 import PTv3Config
+
+    return "points" if isinstance(config, PTv3Config) else "tokens"
 
 
 def first_sentence(thing: Any) -> str:
