@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pointadapt.errors import UserError
 from pointadapt.ops.neighbors import Rule
 from pointadapt.ops.pyramid import Pyramid, pyramid
+from pointadapt.ops.row_blocks import bottleneck, gather_weigh, max_mean, parts_of
 from pointadapt.point import Point
 
 #: Width of a stage by that of the one before, and its residual blocks; frequencies of the geometry code.
@@ -106,24 +107,24 @@ class Stage(nn.Module):
 
     def forward(self, feat: Tensor, rows: Tensor, near: Tensor, coord: Tensor) -> Tensor:
         """[n_below, below] -> [B N_s, C]: rows [B, N_s] of the centres, near [B, N_s, K], coord [B, N_s, K, 3]."""
-        neighbor, center = self.linear.weight.chunk(2, 1)
-        values = F.linear(feat, neighbor).index_select(0, near.flatten())
-        own = F.linear(feat.index_select(0, rows.flatten()), center)
-        values = (values.unflatten(0, (-1, near.shape[-1])) + own[:, None]).flatten(0, 1)
-        code = self.code(coord).flatten(0, 2).to(values.dtype)
-        values = F.relu(self.norm(values), inplace=True).add(code).mul_(code)
-        for block in self.blocks:
-            values = block(values)
-        values = values.unflatten(0, (-1, near.shape[-1]))
-        return values.amax(1) + values.mean(1)
+        with torch.autocast(feat.device.type, enabled=False):
+            neighbor, center = self.linear.weight.chunk(2, 1)
+            values = F.linear(feat.float(), neighbor)
+            own = F.linear(feat.float().index_select(0, rows.flatten()), center)
+            if self.scale == "cloud":
+                coord = coord / (coord.flatten(1).std(1)[:, None, None, None] + 1e-5)
+            near, coord = near.flatten(0, 1), coord.flatten(0, 1)
+            codes = [self.code(coord[part]).flatten(0, 1) for part in parts_of(near, values.shape[1])]
+            blocks = gather_weigh(values, own, near, codes, self.norm)
+            for block in self.blocks:
+                blocks = bottleneck(blocks, block.down, block.norm1, block.up, block.norm2)
+            return max_mean(blocks, near.shape[1])
 
     @torch.no_grad()
     def code(self, coord: Tensor) -> Tensor:
         """[..., C] trigonometric code of relative coordinates: per axis all sines, then all cosines."""
         if self.scale == "patch":
             coord = coord / (coord.abs().amax(-2, keepdim=True) + 1e-6)
-        else:
-            coord = coord / (coord.flatten(1).std(1)[:, None, None, None] + 1e-5)
         angle = coord[..., None] * self.frequency
         code = angle.new_empty(*angle.shape[:-1], 2, angle.shape[-1])
         torch.sin(angle, out=code[..., 0, :])
@@ -132,13 +133,9 @@ class Stage(nn.Module):
 
 
 class Residual(nn.Module):
-    """relu(x + norm(Linear(relu(norm(Linear(x)))))) with half the width in the middle, on rows [R, C]."""
+    """The layers of relu(x + norm(Linear(relu(norm(Linear(x)))))) with half the width in the middle, on rows [R, C]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.down, self.norm1 = nn.Linear(channels, channels // 2), nn.BatchNorm1d(channels // 2)
         self.up, self.norm2 = nn.Linear(channels // 2, channels), nn.BatchNorm1d(channels)
-
-    def forward(self, feat: Tensor) -> Tensor:
-        hidden = F.relu(self.norm1(self.down(feat)), inplace=True)
-        return F.relu(self.norm2(self.up(hidden)) + feat, inplace=True)
