@@ -40,7 +40,7 @@ class ObjectSet:
     folders     name of a folder -> class (or category) of the shapes in it, where it is not the class's own name
     splits      train, val, test -> sources relative to the folder: a folder, a file, an array file with many shapes,
                 one row of it (``shapes.npz#12``), a part of a pickle (``0.pkl#train``), or a list of names (txt, json)
-    tests       further test splits by name, as in ``splits``: the suites of corrupted shapes
+    tests       further test splits by name: suites of corrupted shapes, whose position and size are never normalised
     holdout     share of each class of train that becomes val, where ``splits`` has no val; drawn by the items' names
     points      points of a shape that the model sees; a shape of fewer gives all it has
     up          the files' upward axis: x, y, z, -y or -z; the model sees y up
@@ -178,17 +178,18 @@ class ObjectSet:
             "val": [item for i, item in enumerate(items) if i in held],
         }
 
-    def prepare(self, coord: np.ndarray, path: Path | str = "", need: int = 1) -> Sample:
+    def prepare(self, coord: np.ndarray, path: Path | str = "", need: int = 1, normalize: bool | None = None) -> Sample:
         """``coord`` [N, 3] float32, turned y up, into the unit sphere if asked, and ``index`` [N], the rows they had.
 
         Rows come sorted, so that neither rounding nor what is chosen of them depends on the file's order.
-        need   points the model needs at least
+        need       points the model needs at least
+        normalize  takes the place of the data set's
         Raises UserError for an empty shape, one of fewer points, and NaN or infinite coordinates.
         """
         check_coord(coord, path, need)
         rows = sorted_rows(coord)
         turned = coord[rows].astype(np.float64) @ UP[self.up].T
-        turned = unit_sphere(turned) if self.normalize else turned
+        turned = unit_sphere(turned) if (self.normalize if normalize is None else normalize) else turned
         return {"coord": turned.astype(np.float32), "index": rows.astype(np.int32)}
 
 

@@ -100,6 +100,7 @@ def describe(layout: Layout) -> str:
         line("holdout", dataset.holdout),
         "# Folders, files, array files, rows of them (shapes.npz#12), or lists of names.",
         *listing("splits", values["splits"]),
+        *(("# Suites of corrupted shapes, each a test split; they are not normalised.",) if dataset.tests else ()),
         *(listing("tests", values["tests"]) if dataset.tests else ()),
     ]
     return "\n".join(lines) + "\n"

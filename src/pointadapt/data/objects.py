@@ -94,8 +94,9 @@ class ObjectItems(Dataset):
     def _pack(self) -> dict[str, np.ndarray]:
         """All prepared shapes behind each other, and ``ptr`` [M+1] where each begins."""
         samples: list[Sample] = []
+        normalize = False if self.split in self.dataset.tests else None  # a suite's corruption would be undone
         for at in range(0, len(self.shapes), STACK):
-            run = [prepare(self.dataset, item, self.need) for item in self.shapes[at : at + STACK]]
+            run = [prepare(self.dataset, item, self.need, normalize) for item in self.shapes[at : at + STACK]]
             samples += thin(run, self.dataset.points)
         ptr = np.cumsum([0, *(len(sample["coord"]) for sample in samples)])
         packed = {key: np.concatenate([sample[key] for sample in samples]) for key in samples[0]}
@@ -117,11 +118,11 @@ class ObjectItems(Dataset):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(dataset: ObjectSet, item: Item, need: int = 1) -> Sample:
+def prepare(dataset: ObjectSet, item: Item, need: int = 1, normalize: bool | None = None) -> Sample:
     """One shape as read: sorted, turned, normalised; parts along. Raises UserError naming what is wrong with it."""
     coord, segment = read_item(dataset, item)
     name = item.path if item.row is None else f"{item.path}#{item.row}"
-    sample = dataset.prepare(np.asarray(coord), name, need)
+    sample = dataset.prepare(np.asarray(coord), name, need, normalize)
     return sample if segment is None else {**sample, "segment": segment[sample["index"]].astype(np.int16)}
 
 
