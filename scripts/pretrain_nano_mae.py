@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from pointadapt.tokens import Tokens
 CONFIG = PointViTConfig(channels=192, depth=4, heads=6, embed_channels=192, embed_hidden=(64, 128, 128))
 MASKED = 0.6  # share of the groups
 NO_CLASS = -1
+WARM_UP = 100  # steps
 SCALE = 100.0  # brings the Chamfer distance of groups of a unit sphere to about 1
 
 
@@ -119,6 +121,15 @@ def losses(parts: nn.ModuleDict, batch: tuple[Tensor, Tensor, Tensor], rng: np.r
     }
 
 
+def rate(step: int, steps: int) -> float:
+    """Share of the learning rate: warm-up, constant for half of the steps, then a cosine to (nearly) zero. While it is
+    constant a run may be resumed with another number of steps."""
+    if step < WARM_UP:
+        return (step + 1) / WARM_UP
+    left = min((steps - step) / (0.5 * steps), 1.0)
+    return max(0.5 - 0.5 * math.cos(math.pi * left), 0.01)
+
+
 def save_atomically(content: dict, path: Path) -> None:
     torch.save(content, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
@@ -128,12 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state")
     parser.add_argument("--out", type=Path, default=Path("src/pointadapt/assets/nano-mae.safetensors"))
-    parser.add_argument("--steps", type=int, default=2200)
-    parser.add_argument("--shapes", type=int, default=24_000)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--shapes", type=int, default=16_000)
     parser.add_argument("--points", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--class-weight", type=float, default=0.5, help="0: masked autoencoding alone")
+    parser.add_argument("--class-weight", type=float, default=1.0, help="0: masked autoencoding alone")
     parser.add_argument("--keep", type=int, default=0, help="also write the weights every so many steps into WORK")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -149,9 +160,7 @@ def main() -> None:
     decayed = [p for p in parts.parameters() if p.ndim == 2]
     plain = [p for p in parts.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=args.steps, pct_start=0.05, div_factor=20, final_div_factor=100
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, args.steps))
     first, state_file = 0, args.work / "state.pt"
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
@@ -188,7 +197,7 @@ def main() -> None:
             )
         if args.keep and done % args.keep == 0:
             write(args.work / f"{done}.safetensors")
-        if done % 200 == 0 or done == args.steps:
+        if done % 100 == 0 or done == args.steps:
             content = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
             save_atomically({**content, "schedule": schedule.state_dict(), "rng": torch.get_rng_state()}, state_file)
 
