@@ -79,3 +79,30 @@ def test_short_schedules(steps):
         rates.append(schedule.get_last_lr()[0])
     assert rates[0] == pytest.approx(2e-4) and max(rates) == pytest.approx(2e-3)
     assert rates[steps - 1] == pytest.approx(2e-7) or steps < 3
+
+
+def test_cosine_from_a_millionth_and_back():
+    """The object methods' course: linear warm-up from 1e-6, half-way down a cosine at its middle, 1e-6 at the end."""
+    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (5e-4, 2e-4, 0.0)])
+    schedule = make_schedule(optimizer, 300, "cosine", 1 / 30)
+    rates = []
+    for _ in range(301):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    first, second, none = zip(*rates, strict=True)
+    assert first[0] == pytest.approx(1e-6) and first[5] == pytest.approx((1e-6 + 5e-4) / 2)
+    assert first[10] == pytest.approx(5e-4) == max(first) and second[10] == pytest.approx(2e-4)
+    assert first[155] == pytest.approx((1e-6 + 5e-4) / 2) and first[300] == pytest.approx(1e-6)
+    assert set(none) == {0.0}
+    single = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
+    assert make_schedule(single, 1, "cosine", 1.0).get_last_lr() == [pytest.approx(1e-6)]
+
+
+def test_class_tokens_do_not_decay_and_their_positions_do():
+    model = nn.Module()
+    model.cls = nn.Module()
+    model.cls.token, model.cls.pos = nn.Parameter(torch.zeros(1, 1, 4)), nn.Parameter(torch.zeros(1, 1, 4))
+    rates = {"lr": 1e-3, "head_lr": 1e-3, "backbone_lr": 1e-3, "weight_decay": 0.05}
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(model, **rates) for p in group["params"]}
+    assert decay[id(model.cls.token)] == 0.0 and decay[id(model.cls.pos)] == 0.05
