@@ -161,6 +161,31 @@ def test_unknown_folders_and_files(tmp_path):
         ObjectItems(opened(tmp_path, {}), "train")
 
 
+def test_sources_in_every_form(tmp_path):
+    """Links, folders beside the data set, names with a #, text files with headings: each item is a source again."""
+    class_folders(tmp_path / "beside", {"cup": 2})
+    class_folders(tmp_path / "set", {"vase": 1})
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "beside")
+    (tmp_path / "beside" / "cup" / "round").symlink_to(tmp_path / "beside")  # a circle
+    np.save(tmp_path / "set" / "vase" / "a#1.npy", cloud(5))
+    (tmp_path / "set" / "vase" / "b.txt").write_text("x y z\n" + "1 2 3\n4 5 6\n7 8 9.5\n")
+    dataset = opened(tmp_path / "set", {"train": ["../beside", "vase"], "test": ["linked"]})
+    train, test = dataset.items("train"), dataset.items("test")
+    assert [item.name for item in train] == [
+        *("../beside/cup/s0.npy", "../beside/cup/s1.npy"),
+        *("vase/a#1.npy", "vase/b.txt", "vase/s0.npy"),
+    ]
+    assert [item.target for item in train] == [0, 0, 1, 1, 1] and len(test) == 2
+    again = opened(tmp_path / "set", {"train": [item.name for item in train]})
+    assert again.items("train") == train and len(ObjectItems(again, "train")) == 5
+    ObjectSet.open(written(again))
+
+
+def written(dataset):
+    dataset.file.write_text(yaml.safe_dump(dataset.as_dict()))
+    return dataset.folder
+
+
 def test_bad_shapes_are_named(tmp_path):
     class_folders(tmp_path, {"cup": 1})
     bad = cloud(0)

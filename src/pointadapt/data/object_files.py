@@ -49,7 +49,7 @@ def is_shape(path: Path) -> bool:
 
 def list_items(dataset: ObjectSet, source: str) -> list[Item]:
     """All shapes of one source. Raises UserError where it is missing, empty, or of no known class."""
-    name, _, within = source.partition("#")
+    name, within = taken_apart(dataset.folder, source)
     path = dataset.folder / name
     if path.is_dir():
         files = walk(path)
@@ -69,10 +69,21 @@ def list_items(dataset: ObjectSet, source: str) -> list[Item]:
     return [file_item(dataset, path)]
 
 
+def taken_apart(folder: Path, source: str) -> tuple[str, str]:
+    """(file or folder, what is meant in it): ``shapes.npz#12`` is ("shapes.npz", "12"), unless a file is called so."""
+    name, _, within = source.partition("#")
+    return (source, "") if (folder / source).exists() else (name, within)
+
+
 def walk(folder: Path) -> list[Path]:
-    """Files of shapes below a folder, in name order."""
+    """Files of shapes below a folder, in name order; links to folders are followed, each folder is seen once."""
     found: list[Path] = []
-    for place, folders, files in os.walk(folder):
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place) / name for name in files if is_shape(Path(name))]
     return sorted(found)
@@ -80,7 +91,7 @@ def walk(folder: Path) -> list[Path]:
 
 def file_item(dataset: ObjectSet, path: Path) -> Item:
     """A file of one shape, whose class is the folder it lies in."""
-    inside = path.relative_to(dataset.folder)
+    inside = Path(os.path.relpath(path, dataset.folder))  # it may lie beside the folder
     for name in reversed(inside.parts[:-1]):
         if name in dataset.aliases:
             return Item(inside.as_posix(), path, dataset.aliases[name])
@@ -95,11 +106,11 @@ def file_item(dataset: ObjectSet, path: Path) -> Item:
 
 
 def is_name_list(path: Path) -> bool:
-    """A .txt file whose first line is a name, not the coordinates of a point."""
-    if path.suffix.lower() != ".txt":
+    """A .txt file that begins with a name, not with the coordinates of a point (behind a line of headings or not)."""
+    if path.suffix.lower() != ".txt" or path.stat().st_size == 0:
         return False
     with open(path, errors="replace") as stream:
-        return not is_numbers(stream.readline())
+        return not any(is_numbers(stream.readline()) for _ in range(2))
 
 
 def is_numbers(line: str) -> bool:

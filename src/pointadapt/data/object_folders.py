@@ -75,7 +75,9 @@ def adjusted(found: Layout, points: int | None, up: str | None, val: float | Non
         share = (0.0 if has_test else HOLDOUT) if val is None else val
         dataset = replace(dataset, holdout=share)
         if share == 0 and has_test:
-            notes.append("no val split, as published; `holdout: 0.1` keeps a tenth of train to choose the best step on")
+            notes.append(
+                "no val split, as published: adapt holds out a tenth of train by itself (--val-share, --select)"
+            )
     if up is not None:
         dataset, notes = replace(dataset, up=up), [note for note in notes if note != UP_NOTE]
     dataset = replace(dataset, points=points or dataset.points, tests=dataset.tests or suites(dataset.folder))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pointadapt.data.object_files import Item, list_items
+from pointadapt.data.object_files import Item, list_items, taken_apart
 from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, sorted_rows, unit_sphere
 from pointadapt.data.scans import SPLITS, YAML, check_text, one_of, repeated, whole, wrong
 from pointadapt.data.transforms import Sample
@@ -75,7 +75,7 @@ class ObjectSet:
         dataset = cls.from_dict(read_yaml(file), file.parent, file)
         for split, sources in {**dataset.splits, **dataset.tests}.items():
             for source in sources:
-                if not (dataset.folder / source.partition("#")[0]).exists():
+                if not (dataset.folder / taken_apart(dataset.folder, source)[0]).exists():
                     raise UserError(f"{file}: the split {split} lists {source}, which does not exist")
         return dataset
 
