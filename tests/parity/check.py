@@ -30,6 +30,10 @@ KINDS = {
     "pointmae_partseg_full": "pointmae_partseg",
     "pointgst": "pointgst",
     "pointlora": "pointlora",
+    "vptdeep": "vptdeep",
+    "idpt_partseg_full": "idpt_partseg",
+    "idpt": "idpt",
+    "dapt": "dapt",
 }
 
 

@@ -87,6 +87,16 @@ def rename(key: str, rules: Rules) -> str:
     return key
 
 
+def own_names(adapted: nn.Module) -> dict[str, str]:
+    """Name as in the plain model -> full name in the adapted one, of what is frozen and what is trained in full."""
+    found = {}
+    for key in adapted.state_dict():
+        if "_adapter." not in key and "_shared." not in key and ".original_module." not in key:
+            plain = key.replace(".base_layer", "").replace(".modules_to_save.default", "")
+            found[plain.removeprefix("base_model.model.")] = key
+    return found
+
+
 def fill(
     model: nn.Module,
     state: dict[str, Tensor],

@@ -10,6 +10,7 @@ from torch import nn
 
 from parity.objects import Fixture, close, fill, gradients, rename
 from pointadapt.backbones.point_vit import RENAMED, PointViT, PointViTConfig
+from pointadapt.methods.sites import bare
 from pointadapt.point import Point
 from pointadapt.tasks.classification import Classification
 
@@ -48,7 +49,7 @@ def front_and_blocks(model: nn.Module, fixture: Fixture, point: Point | None = N
     hooks = [
         backbone.tokenizer.embed.register_forward_hook(lambda m, i, o: keep(tokens=o, neighborhood=i[0])),
         backbone.tokenizer.register_forward_hook(lambda m, i, o: seen.update(center=o.center)),
-        backbone.final_norm.register_forward_hook(lambda m, i, o: seen.update(norm_out=o)),
+        bare(backbone.final_norm).register_forward_hook(lambda m, i, o: seen.update(norm_out=o)),
     ]
     for index, block in enumerate(backbone.blocks):
         hooks.append(block.register_forward_hook(lambda m, i, o, n=f"block{index}": seen.update({n: o.feat})))

@@ -51,7 +51,7 @@ def compare(model: torch.nn.Module, fixture: Fixture, point: Point) -> list[tupl
     head = task.head
     hooks = [
         task.backbone.tokenizer.register_forward_hook(lambda m, i, o: seen.update(center=o.center)),
-        next(m for n, m in head.named_modules() if n.endswith("point")).register_forward_hook(
+        [m for n, m in head.named_modules() if n.endswith("point")][-1].register_forward_hook(  # the trained one's
             lambda m, i, o: seen.update(point=o)
         ),
     ]

@@ -139,6 +139,7 @@ class Attention(nn.Module):
         self.rope = Rotary(channels // heads, config.rope_base) if rope and config.rope_base else None
 
     def forward(self, point: Point, prompt: tuple[Tensor, Tensor] | None = None) -> Point:
+        """prompt: further keys and values, each [T, C] or one set per cloud [B, T, C], that every window sees."""
         qkv = self.qkv(point.feat)
         if self.rope is not None:
             qkv = self.rope(qkv, point.coord, self.heads)
@@ -151,6 +152,7 @@ class Attention(nn.Module):
             scale=self.scale,
             bias=None if self.rpe is None else lambda members: self.rpe(grid[members]),
             prompt=prompt,
+            batch=point.batch,
             dropout=self.attn_drop if self.training else 0.0,
         )
         return point.but(feat=self.drop(self.proj(feat)))
@@ -333,6 +335,8 @@ class PTv3(Backbone):
         "cpe": r"cpe",
         "mix": r"mix",
         "ffn": r"ffn",
+        "norm1": r"mix\.norm",
+        "norm2": r"ffn\.norm",
         "attn": r"mix\.attn",
         "qkv": r"mix\.attn\.qkv",
         "proj": r"mix\.attn\.proj",

@@ -1,19 +1,38 @@
 """Parameter-efficient methods, one file a paper. Importing this package makes them known to peft."""
 
-from pointadapt.methods import adapters, appt, gaprompt, gem, pointgst, pointlora, pointpeft, pointtpa
+from pointadapt.methods import (
+    adapters,
+    adaptformer,
+    appt,
+    dapt,
+    gaprompt,
+    gem,
+    idpt,
+    pointgst,
+    pointlora,
+    pointpeft,
+    pointtpa,
+    prompts,
+    ssf,
+)
 from pointadapt.methods.core import METHODS, adapt, load_adapted, options
 
 __all__ = [
     "METHODS",
     "adapt",
     "adapters",
+    "adaptformer",
     "appt",
+    "dapt",
     "gaprompt",
     "gem",
+    "idpt",
     "load_adapted",
     "options",
     "pointgst",
     "pointlora",
     "pointpeft",
     "pointtpa",
+    "prompts",
+    "ssf",
 ]

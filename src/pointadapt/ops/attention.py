@@ -70,13 +70,15 @@ def window_attention(
     scale: float | None = None,
     bias=None,
     prompt: tuple[Tensor, Tensor] | None = None,
+    batch: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """[N, C]: softmax attention of every point over the points of its window.
 
     qkv [N, 3C], laid out (3, H, D); scale None = D ** -0.5;
     bias(members [P, W]) -> [P, H, W, W], added to the logits (relative positions);
-    prompt (keys, values), both [T, C]: extra tokens that every window sees, e.g. prefix tuning.
+    prompt (keys, values), both [T, C]: extra tokens that every window sees, e.g. prefix tuning; or both [B, T, C],
+    those of its cloud, which ``batch`` [N] tells.
     """
     outputs = []
     for members in where.members:
@@ -85,11 +87,16 @@ def window_attention(
         query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)
         logits = None if bias is None else bias(members).to(query.dtype)
         if prompt is not None:
-            shared = [t.to(key.dtype).view(1, -1, heads, key.shape[-1]).transpose(1, 2) for t in prompt]  # [1, H, T, D]
-            tokens = [t.expand(len(members), -1, -1, -1) for t in shared]
+            tokens = []
+            for extra in prompt:
+                if extra.ndim == 3:
+                    assert batch is not None
+                    extra = extra[batch[members[:, 0]]]  # [P, T, C]
+                split = extra.to(key.dtype).unflatten(-1, (heads, -1)).transpose(-3, -2)  # [(P,) H, T, D]
+                tokens.append(split.expand(len(members), -1, -1, -1))
             key, value = torch.cat([tokens[0], key], 2), torch.cat([tokens[1], value], 2)
             if logits is not None:
-                logits = F.pad(logits, (shared[0].shape[2], 0))
+                logits = F.pad(logits, (tokens[0].shape[2], 0))
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=logits, scale=scale, dropout_p=dropout)
         outputs.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))  # [P * W, C]
     if not outputs:

@@ -1,0 +1,248 @@
+"""IDPT: a prompt generated from the tokens of the instance itself, put in before one of the last blocks.
+
+Zha et al.: Instance-aware Dynamic Prompt Tuning for Pre-trained Point Cloud Models. ICCV 2023, arXiv 2304.07221.
+Facts, and what the released code really does: specs/rivals.md section 2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointadapt.errors import UserError
+from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
+from pointadapt.methods.prompts import drawn
+from pointadapt.methods.sites import Site, width
+from pointadapt.ops.neighbors import gather
+from pointadapt.tokens import Tokens
+
+#: What the head reads, by the published names.
+READS = {
+    "all": ["cls", "prompt", "max patch"],
+    "promptonly": ["prompt"],
+    "promptcls": ["cls", "prompt"],
+    "pointcls": ["cls", "max patch"],
+}
+#: Part segmentation: generated prompts, and what their blocks make of them.
+PROMPTS, OUTPUTS = "idpt prompts", "idpt outputs"
+
+
+@peft_method("idpt")
+@dataclass
+class IDPTConfig(AdapterConfig):
+    """Defaults: one DGCNN of 9 C^2 + 8 C parameters (1,330,176 on Point-MAE) before the last block, three-part head.
+
+    For part segmentation one light generator stands before each block the head taps; its prompt lives for that block,
+    and the prompts with their outputs take the place of the maximum and mean that the head reads.
+    """
+
+    default_targets: ClassVar[tuple[str, ...]] = ("block",)
+    works_on: ClassVar[tuple[str, ...]] = ("tokens",)
+    needs: ClassVar[str] = "a sequence with room for more tokens"
+    #: The prompt is new to the backbone.
+    identity: ClassVar[bool] = False
+
+    layer: int = field(
+        default=-1,
+        metadata={"help": "Block that the prompt enters, from 0 or (negative) from the end (published: -1, 6)."},
+    )
+    module: Literal["dgcnn", "dgcnn_light", "mlp", "transformer"] | None = field(
+        default=None,
+        metadata={"help": "Generator. Default: dgcnn; dgcnn_light (one layer) for part segmentation."},
+    )
+    neighbors: int = field(default=20, metadata={"help": "Neighbours in feature space, the token itself included."})
+    cls_type: Literal["all", "promptonly", "promptcls", "pointcls"] = field(
+        default="all", metadata={"help": "Parts a classification head reads: class token, prompt, maximum of groups."}
+    )
+    prompt_pos: Literal["frozen", "trained"] | None = field(
+        default=None,
+        metadata={
+            "help": "The prompt's position stays as drawn or is trained. Default as published: frozen (by mistake), "
+            "trained for part segmentation."
+        },
+    )
+    read: list[str] | None = field(
+        default=None, metadata={"help": "Parts that the head reads. Default: what cls_type stands for."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("module", self.module, (None, *GENERATORS))
+        one_of("cls_type", self.cls_type, tuple(READS))
+        one_of("prompt_pos", self.prompt_pos, (None, "frozen", "trained"))
+        at_least(1, neighbors=self.neighbors)
+        if self.read is None:
+            self.read = READS[self.cls_type]
+
+    def prepare(self, model: Any) -> None:
+        #: The blocks that the head of a part segmentation taps.
+        self.taps: tuple[int, ...] = tuple(model.taps) if hasattr(model, "restrict") else ()
+        if self.taps and self.read == READS[self.cls_type]:
+            self.read = [f"extra {PROMPTS}", f"extra {OUTPUTS}"]
+        super().prepare(model)
+        backbone = getattr(model, "backbone", model)
+        depth = len(backbone.blocks)
+        if not -depth <= self.layer < depth:
+            raise UserError(f"layer must be a block of the backbone, which has {depth}, not {self.layer}")
+        #: In a tuple: a reference, not a part. What the head gets of a prompt has passed the final norm.
+        self.final_norm = (backbone.final_norm,)
+        layers = self.taps or (self.layer % depth,)
+        if self.target_modules == ["block"]:
+            self.target_modules = [rf"blocks\.{layer}" for layer in layers]
+
+    def shared(self, sites: list[Site]) -> nn.Module | None:
+        channels = self.final_norm[0].weight.shape[0]
+        return Position(channels, self.prompt_pos != "frozen") if self.taps else None
+
+    def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
+        generator = GENERATORS[self.module or ("dgcnn_light" if self.taps else "dgcnn")](width(frozen), self.neighbors)
+        if self.taps:
+            return TapPrompt(generator, self.final_norm[0], site.block == self.taps[0], shared)
+        return InstancePrompt(generator, Position(width(frozen), self.prompt_pos == "trained"))
+
+
+METHODS["idpt"] = IDPTConfig
+
+
+class Position(nn.Module):
+    """The position embedding of a prompt, [1, 1, C]."""
+
+    pos: Tensor
+
+    def __init__(self, channels: int, trained: bool) -> None:
+        super().__init__()
+        start = drawn(1, 1, channels)
+        if trained:
+            self.pos = start
+        else:
+            self.register_buffer("pos", start.detach())
+
+
+class InstancePrompt(Adapter):
+    """Token "prompt" [B, 1, C] in front of the groups, from here to the end."""
+
+    def __init__(self, generator: nn.Module, place: Position) -> None:
+        super().__init__()
+        self.generator, self.place = generator, place
+
+    def forward(self, base, tokens: Tokens) -> Tokens:
+        prompt = self.generator(tokens.part("patch"))
+        return base(tokens.insert("prompt", prompt, self.place.pos, before="patch"))
+
+
+class TapPrompt(Adapter):
+    """A prompt for one block. It and its normed output [B, C] go behind those of the blocks before, into ``extra``."""
+
+    def __init__(self, generator: nn.Module, norm: nn.Module, is_first: bool, shared: Shared) -> None:
+        super().__init__()
+        self.generator, self.is_first, self.shared = generator, is_first, shared
+        self.norm = (norm,)  # in a tuple: a reference, not a part
+
+    def forward(self, base, tokens: Tokens) -> Tokens:
+        prompt = self.generator(tokens.part("patch"))
+        out = base(tokens.insert("prompt", prompt, self.shared().pos, before="patch"))
+        found = {PROMPTS: prompt.flatten(1), OUTPUTS: self.norm[0](out.part("prompt")).flatten(1)}
+        if not self.is_first:
+            found = {name: torch.cat([out.extra[name], value], 1) for name, value in found.items()}
+        return out.drop("prompt").but(extra={**out.extra, **found})
+
+
+class RowsLayer(nn.Module):
+    """Linear without bias, BatchNorm over all rows, LeakyReLU 0.2; [..., C_in] -> [..., C]."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(in_channels, channels, bias=False), nn.BatchNorm1d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(self.linear(x))
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(x.flatten(0, -2)).view_as(x), 0.2)
+
+
+class Edges(RowsLayer):
+    """DGCNN's layer: maximum over the neighbours n of a token c of the layer on [f_n - f_c, f_c].
+
+    The Linear is run on tokens, not on edges: W [f_n - f_c, f_c] = W_1 f_n + (W_2 - W_1) f_c.
+    """
+
+    def __init__(self, channels: int, neighbors: int) -> None:
+        super().__init__(2 * channels, channels)
+        self.neighbors = neighbors
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, channels = x.shape
+        index = feature_neighbors(x, min(self.neighbors, count))
+        of_neighbor, of_center = self.linear.weight.split(channels, 1)
+        near = gather(F.linear(x, of_neighbor), index.flatten(1)).view(batch, count, -1, channels)
+        own = F.linear(x, of_center - of_neighbor)
+        return self.activate(near + own[:, :, None]).amax(2)
+
+
+@torch.no_grad()
+def feature_neighbors(x: Tensor, count: int) -> Tensor:
+    """[B, G, count] nearest tokens of each token of its own cloud x [B, G, C], itself included."""
+    x = x.float()
+    # Differences, not products: with products the result would depend on the size of the batch.
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").topk(count, -1, largest=False).indices
+
+
+class DGCNN(nn.Module):
+    """Three layers over neighbours in feature space, one over their joint output, maximum; [B, G, C] -> [B, 1, C]."""
+
+    def __init__(self, channels: int, neighbors: int) -> None:
+        super().__init__()
+        self.edges = nn.ModuleList(Edges(channels, neighbors) for _ in range(3))
+        self.join = RowsLayer(3 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for layer in self.edges:
+            x = layer(x)
+            found.append(x)
+        return self.join(torch.cat(found, -1)).amax(1, keepdim=True)
+
+
+class Light(RowsLayer):
+    """One layer over single tokens, maximum."""
+
+    def __init__(self, channels: int, neighbors: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).amax(1, keepdim=True)
+
+
+class TokenMLP(nn.Sequential):
+    """Two layers over single tokens, maximum. The paper names an MLP and gives no sizes."""
+
+    def __init__(self, channels: int, neighbors: int) -> None:
+        super().__init__(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).amax(1, keepdim=True)
+
+
+class Mixer(nn.Module):
+    """One pre-norm transformer block, maximum. The paper names a transformer and gives no sizes."""
+
+    def __init__(self, channels: int, neighbors: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        heads = max(h for h in range(1, max(channels // 64, 1) + 1) if channels % h == 0)
+        self.attn = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        return (x + self.mlp(self.norm2(x))).amax(1, keepdim=True)
+
+
+#: Name -> class of (channels, neighbors), [B, G, C] -> [B, 1, C].
+GENERATORS: dict[str, Any] = {"dgcnn": DGCNN, "dgcnn_light": Light, "mlp": TokenMLP, "transformer": Mixer}
