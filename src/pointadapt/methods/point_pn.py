@@ -8,6 +8,7 @@ gathered.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pointadapt.errors import UserError
 from pointadapt.ops.neighbors import Rule
 from pointadapt.ops.pyramid import Pyramid, pyramid
-from pointadapt.ops.row_blocks import bottleneck, gather_weigh, max_mean, parts_of
+from pointadapt.ops.row_blocks import bottleneck, cuts, gather_weigh, max_mean
 from pointadapt.point import Point
 
 #: Width of a stage by that of the one before, and its residual blocks; frequencies of the geometry code.
@@ -114,10 +115,10 @@ class Stage(nn.Module):
             if self.scale == "cloud":
                 coord = coord / (coord.flatten(1).std(1)[:, None, None, None] + 1e-5)
             near, coord = near.flatten(0, 1), coord.flatten(0, 1)
-            codes = [self.code(coord[part]).flatten(0, 1) for part in parts_of(near, values.shape[1])]
+            codes = [self.code(coord[part]).flatten(0, 1) for part in cuts(near, values.shape[1])]
             blocks = gather_weigh(values, own, near, codes, self.norm)
             for block in self.blocks:
-                blocks = bottleneck(blocks, block.down, block.norm1, block.up, block.norm2)
+                blocks = block(blocks)
             return max_mean(blocks, near.shape[1])
 
     @torch.no_grad()
@@ -133,9 +134,12 @@ class Stage(nn.Module):
 
 
 class Residual(nn.Module):
-    """The layers of relu(x + norm(Linear(relu(norm(Linear(x)))))) with half the width in the middle, on rows [R, C]."""
+    """relu(x + norm(Linear(relu(norm(Linear(x)))))) with half the width in the middle, on blocks of rows."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.down, self.norm1 = nn.Linear(channels, channels // 2), nn.BatchNorm1d(channels // 2)
         self.up, self.norm2 = nn.Linear(channels // 2, channels), nn.BatchNorm1d(channels)
+
+    def forward(self, blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return bottleneck(blocks, self.down, self.norm1, self.up, self.norm2)

@@ -9,20 +9,21 @@ Legend: S patches of K rows, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-#: Numbers in a block: 2 MB, so that a handful of blocks stays in the cache of one core.
-BLOCK = 1 << 19
+#: Numbers in a block: 1 MB, so that a handful of blocks stays in the cache of one core.
+BLOCK = 1 << 18
 
 
-def cuts(patches: int, size: int, channels: int, device: torch.device) -> list[slice]:
-    """Patches of K = ``size`` rows of ``channels`` numbers, cut into blocks; a GPU takes all at once."""
-    step = patches if device.type != "cpu" else max(1, BLOCK // (size * channels))
+def cuts(near: Tensor, channels: int) -> list[slice]:
+    """The patches [S, K] of rows of ``channels`` numbers, cut into blocks; a GPU takes all at once."""
+    patches, size = near.shape
+    step = patches if near.device.type != "cpu" else max(1, BLOCK // (size * channels))
     return [slice(start, min(start + step, patches)) for start in range(0, patches, step)]
 
 
@@ -30,7 +31,8 @@ class Sums:
     """Sum and sum of squares of rows, both about the first block's mean, which keeps them exact."""
 
     def __init__(self) -> None:
-        self.rows, self.shift = 0, None
+        self.rows = 0
+        self.shift: Any = None
         self.total: Any = 0.0
         self.square: Any = 0.0
 
@@ -47,25 +49,27 @@ class Sums:
         return self.shift + mean, (self.square / self.rows - mean * mean).clamp_min(0)
 
 
+def running(norm: nn.BatchNorm1d, what: str) -> Tensor:
+    return norm.get_buffer(f"running_{what}")
+
+
 class Scaling:
     """What BatchNorm does to rows: x * scale + shift. In training the statistics are the batch's."""
 
     def __init__(self, norm: nn.BatchNorm1d, sums: Sums | None) -> None:
         weight, bias = norm.weight.detach(), norm.bias.detach()
         if sums is None:
-            self.mean, variance, self.rows = norm.running_mean, norm.running_var, 0
+            # running statistics move on; what backward needs must not
+            self.mean, variance, self.rows = running(norm, "mean").clone(), running(norm, "var"), 0
         else:
             self.mean, variance = sums.moments()
-            self.rows = sums.rows
-            with torch.no_grad():
-                norm.num_batches_tracked += 1
-                norm.running_mean.lerp_(self.mean, norm.momentum)
-                norm.running_var.lerp_(variance * (self.rows / max(self.rows - 1, 1)), norm.momentum)
+            self.rows, pace = sums.rows, norm.momentum or 0.0
+            norm.get_buffer("num_batches_tracked").add_(1)
+            running(norm, "mean").lerp_(self.mean, pace)
+            running(norm, "var").lerp_(variance * (self.rows / max(self.rows - 1, 1)), pace)
         self.inverse = (variance + norm.eps).rsqrt()
         self.scale = weight * self.inverse
         self.shift = bias - self.mean * self.scale
-        if sums is None:  # running statistics move on; what backward needs must not
-            self.mean = self.mean.clone()
 
     def __call__(self, block: Tensor) -> Tensor:
         return torch.addcmul(self.shift, block, self.scale)
@@ -110,7 +114,7 @@ class GatherWeigh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, neighbor, center, weight, bias, near, codes, norm, is_batch) -> Any:  # type: ignore[override]
-        ctx.near, ctx.codes, ctx.parts = near, codes, cuts(*near.shape, neighbor.shape[1], near.device)
+        ctx.near, ctx.codes, ctx.parts = near, codes, cuts(near, neighbor.shape[1])
         ctx.save_for_backward(neighbor, center)
         sums = None
         if is_batch:
@@ -234,7 +238,7 @@ def gather_weigh(
 ) -> tuple[Tensor, ...]:
     """Blocks of (relu(norm(neighbor[near] + center)) + code) * code.
 
-    neighbor [n, C], center [S, C], near [S, K] rows of neighbor, codes as from :func:`blocks_of` without gradient.
+    neighbor [n, C], center [S, C], near [S, K] rows of neighbor, codes one for each of :func:`cuts`, without gradient.
     """
     return GatherWeigh.apply(neighbor, center, norm.weight, norm.bias, near, codes, norm, norm.training)
 
@@ -250,8 +254,3 @@ def bottleneck(
 def max_mean(blocks: Sequence[Tensor], size: int) -> Tensor:
     """[S, C]: maximum plus mean over each patch's ``size`` rows."""
     return MaxMean.apply(size, *blocks)
-
-
-def parts_of(near: Tensor, channels: int) -> Iterator[slice]:
-    """The patches of each block, for rows of ``channels`` numbers."""
-    yield from cuts(*near.shape, channels, near.device)
