@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pointadapt.data import object_transforms
 from pointadapt.data.object_transforms import (
     OBJECT_TRANSFORMS,
     AxisScale,
@@ -95,7 +96,9 @@ def test_farthest_points_are_free_of_order_and_nested():
     assert np.array_equal(chosen, FarthestPoints(80)({"coord": coord}, rng())["coord"][:50])
 
 
-def test_shapes_sampled_side_by_side_are_as_if_alone():
+@pytest.mark.parametrize("at_once", [1, 600, 1 << 17])
+def test_shapes_sampled_side_by_side_are_as_if_alone(at_once, monkeypatch):
+    monkeypatch.setattr(object_transforms, "AT_ONCE", at_once)
     shapes = [cloud(i, n)[sorted_rows(cloud(i, n))] for i, n in enumerate((100, 37, 250, 60))]
     for coord, rows in zip(shapes, farthest_rows(shapes, 60), strict=True):
         alone = farthest_points(torch.from_numpy(coord)[None], min(60, len(coord)))[0].numpy()

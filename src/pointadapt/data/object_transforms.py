@@ -18,6 +18,8 @@ from pointadapt.data.transforms import Compose, RandomJitter, RandomRotate, Rand
 from pointadapt.ops.neighbors import farthest_points
 
 UP_AXIS = "y"
+#: Points that are sampled side by side: as many as fit the processor's cache.
+AT_ONCE = 1 << 17
 
 
 def pool_size(points: int) -> int:
@@ -38,6 +40,10 @@ def farthest_rows(shapes: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     of their first choice, which are never chosen again.
     """
     size = max(len(coord) for coord in shapes)
+    together = max(AT_ONCE // size, 1)
+    if len(shapes) > together:
+        stacks = (shapes[at : at + together] for at in range(0, len(shapes), together))
+        return [rows for stack in stacks for rows in farthest_rows(stack, count)]
     start = [int(((coord - coord.mean(0)) ** 2).sum(1).argmax()) for coord in shapes]
     filled = [
         np.concatenate([coord, np.broadcast_to(coord[at], (size - len(coord), 3))])
