@@ -1,0 +1,243 @@
+"""How far a data set is from another as a pretrained model sees them, and which model sees yours as the nearest.
+
+    distance("shapenet/", "my_shapes/", backbone="nano-mae", picture="labels.png")
+    distance_table({"nano-mae": embedder("nano-mae"), ...}, "shapenet/", "my_shapes/")
+
+Distances are those of analysis/transport.py, in features standardised by the source. One unit of the *relative*
+distance is the source's own typical squared distance, so figures of models with other feature spaces can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointadapt.analysis.transport import (
+    DEFAULT,
+    Source,
+    Transport,
+    balanced,
+    label_distances,
+    neighbour_accuracy,
+)
+from pointadapt.backbones.backbone import Backbone
+from pointadapt.errors import UserError
+
+BATCH = 32
+#: "embedder": mean of the patch tokens before any block, ORCA's choice (inferred for PointATA); "output": of the last.
+At = Literal["embedder", "output"]
+
+
+class Features(NamedTuple):
+    """Features [n, D] of n shapes and the names of their classes."""
+
+    features: Tensor
+    labels: list[str]
+
+
+Extractor = Callable[[Any], Features]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the target is from the source under one model.
+
+    squared     the (debiased, standardised) squared distance
+    relative    the same over the median cost between two samples of the source: 0 equal sets, 1 as far as strangers
+    floor       the relative distance of another part of the source, of as many samples as the target's: what chance
+                leaves. A target at the floor cannot be told from the source
+    neighbours  share of target samples whose five nearest others have their class: near is of no use where this is low
+    sizes       samples of the source and of the target
+    """
+
+    name: str
+    squared: float
+    relative: float
+    floor: float
+    neighbours: float
+    sizes: tuple[int, int]
+
+
+def distance_between_features(
+    source: Features, target: Features, name: str = "", limit: int = 500, seed: int = 0, how: Transport = DEFAULT
+) -> Distance:
+    """Half of the source against as many target samples (at most ``limit``), and against its own other half.
+
+    Draws are class-balanced and depend on ``seed`` alone. Raises UserError for fewer than four source samples.
+    """
+    names = np.asarray(source.labels)
+    if len(names) < 4:
+        raise UserError(
+            f"the source has {len(names)} samples: give at least four, so that one half can judge the other"
+        )
+    here = balanced(names, min(limit, len(names) // 2), seed)
+    rest = np.setdiff1d(np.arange(len(names)), here)
+    there = balanced(np.asarray(target.labels), len(here), seed)
+    other = rest[balanced(names[rest], len(there), seed + 1)]
+    base = Source.of(source.features[here], names[here], how)
+    unit = float(base.within.cost.median()) or 1.0
+    labels = np.asarray(target.labels)[there]
+    squared = float(base.distance(target.features[there], labels))
+    floor = float(base.distance(source.features[other], names[other]))
+    seen = neighbour_accuracy(target.features, target.labels) if len(target.labels) > 1 else float("nan")
+    return Distance(name, squared, squared / unit, floor / unit, seen, (len(here), len(there)))
+
+
+def distance_table(
+    extractors: Mapping[str, Extractor],
+    source: Any,
+    target: Any,
+    limit: int = 500,
+    seed: int = 0,
+    how: Transport = DEFAULT,
+) -> list[Distance]:
+    """Which model sees the target nearest to the source, nearest first.
+
+    extractors      model name -> function from a source or target to its :class:`Features`, as :func:`embedder` makes
+    source, target  whatever the extractors take. A mapping from model names gives each model its own, such as the data
+                    it was pretrained on
+    """
+    found = []
+    for name, extract in extractors.items():
+        ours, theirs = (side[name] if isinstance(side, Mapping) else side for side in (source, target))
+        found.append(distance_between_features(extract(ours), extract(theirs), name, limit, seed, how))
+    return sorted(found, key=lambda row: row.relative)
+
+
+def distance(
+    folder_a: Path | str,
+    folder_b: Path | str,
+    backbone: str | Backbone = "nano-mae",
+    limit: int = 500,
+    split: str = "train",
+    at: At = "embedder",
+    seed: int = 0,
+    how: Transport = DEFAULT,
+    picture: Path | str | None = None,
+) -> Distance:
+    """Of two folders of shapes with a dataset.yaml, through one backbone; ``picture``: a PNG of the label distances.
+
+    At most 2 ``limit`` shapes of A are read and ``limit`` of B, class-balanced. Raises UserError for folders of scenes.
+    """
+    extract = embedder(backbone, 2 * limit, split, at, seed)
+    a, b = extract(folder_a), extract(folder_b)
+    if picture is not None:
+        source = Source.of(*a, how)
+        target = source.standard(*b)
+        table = label_distances(source.data, target, how.inner)
+        draw_label_distances(picture, table, source.data.names, target.names, (str(folder_a), str(folder_b)))
+    return distance_between_features(a, b, str(backbone if isinstance(backbone, str) else "model"), limit, seed, how)
+
+
+def embedder(
+    backbone: str | Backbone, limit: int = 1000, split: str = "train", at: At = "embedder", seed: int = 0
+) -> Extractor:
+    """A function from a folder of shapes to the features that a backbone (or its name) gives them."""
+
+    def extract(folder: Any) -> Features:
+        from pointadapt.backbones.weights import load_backbone
+
+        model = load_backbone(backbone) if isinstance(backbone, str) else backbone
+        return shape_features(model, folder, limit, split, at, seed)
+
+    return extract
+
+
+def shape_features(
+    backbone: Backbone, folder: Path | str, limit: int = 1000, split: str = "train", at: At = "embedder", seed: int = 0
+) -> Features:
+    """Features of a class-balanced part of a split, without augmentation; the backbone is used in eval mode.
+
+    Raises UserError where the folder holds scenes, the split is empty or the backbone has no patch tokens.
+    """
+    from pointadapt.data.object_set import ObjectSet
+    from pointadapt.data.object_transforms import object_eval
+    from pointadapt.data.objects import collate_objects, prepare, thin
+    from pointadapt.data.open import open_dataset
+
+    if backbone.kind != "tokens":
+        raise UserError(
+            f"{backbone.name_or_path} has no patch tokens: the distance of shapes needs a transformer over groups of "
+            "points, such as nano-mae"
+        )
+    dataset = open_dataset(folder)
+    if not isinstance(dataset, ObjectSet):
+        raise UserError(f"{folder} holds scenes: distances are measured between folders of shapes, which have a task")
+    items = dataset.items(split)
+    if not items:
+        raise UserError(f"{dataset.file}: the split {split!r} lists no shapes; name another split")
+    chosen = [items[row] for row in balanced([item.target for item in items], limit, seed)]
+    config = backbone.config
+    need = max(getattr(config, "groups", 1), getattr(config, "group_size", 1))
+    device = next(backbone.parameters()).device
+    fixed, was_training = object_eval(dataset.points), backbone.training
+    parts = []
+    backbone.eval()
+    try:
+        for at_row in range(0, len(chosen), BATCH):
+            run = thin([prepare(dataset, item, need) for item in chosen[at_row : at_row + BATCH]], dataset.points)
+            samples = [
+                fixed({**sample, "name": item.name}, np.random.default_rng(0))
+                for sample, item in zip(run, chosen[at_row:], strict=False)
+            ]
+            point = collate_objects(samples)["point"].to(device)
+            with torch.no_grad():
+                tokens = backbone.tokenizer(point) if at == "embedder" else backbone(point)  # type: ignore[operator]
+            parts.append(tokens.part("patch").mean(1).cpu())
+    finally:
+        backbone.train(was_training)
+    return Features(torch.cat(parts), [dataset.targets[item.target] for item in chosen])
+
+
+def draw_label_distances(
+    file: Path | str,
+    table: Any,
+    classes_a: Sequence[Any],
+    classes_b: Sequence[Any],
+    titles: tuple[str, str] = ("source", "target"),
+) -> Path:
+    """A PNG of distances between the classes of two sets: table [L, M] as ``label_distances`` gives it (squared).
+
+    Colours and figures are the roots, in units of the features; a frame marks each column's nearest class.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    from pointadapt.files import written
+
+    roots = np.sqrt(np.asarray(torch.as_tensor(table).detach().cpu(), dtype=float).clip(min=0))
+    rows, columns = roots.shape
+    if (rows, columns) != (len(classes_a), len(classes_b)):
+        raise UserError(f"table is {rows} x {columns}, but there are {len(classes_a)} and {len(classes_b)} class names")
+    cell = 0.5 if max(rows, columns) <= 24 else 0.28
+    figure = Figure(figsize=(max(cell * columns, 2) + 3.2, max(cell * rows, 2) + 1.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(roots, cmap="viridis_r", vmin=0)
+    axes.set_xticks(range(columns), [_short(name) for name in classes_b], rotation=45, ha="right")
+    axes.set_yticks(range(rows), [_short(name) for name in classes_a])
+    axes.set_xlabel(titles[1]), axes.set_ylabel(titles[0])
+    axes.set_title("distance of classes, nearest framed")
+    for column, row in enumerate(roots.argmin(0)):
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))
+    if cell > 0.4:
+        dark = roots > 0.55 * roots.max()
+        for row, column in np.ndindex(rows, columns):
+            color = "white" if dark[row, column] else "black"
+            axes.text(column, row, f"{roots[row, column]:.3g}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    with written(file) as temporary:
+        figure.savefig(temporary, dpi=130)
+    return Path(file)
+
+
+def _short(name: Any) -> str:
+    text = str(name)
+    return text if len(text) <= 18 else text[:17] + "…"
