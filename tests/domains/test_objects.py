@@ -372,6 +372,13 @@ def test_outputs_that_are_refused(finished, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             predict(run, tmp_path / source, tmp_path / out if out else None)
+    write_shape(tmp_path / "shapes" / "one.ply", shape("ball", 1))
+    for _ in range(2):  # the table of a first prediction is no shape of the second
+        (table,) = predict(run, tmp_path / "shapes", tmp_path / "shapes", overwrite=True, quiet=True)
+        assert len(table.read_text().splitlines()) == 2
+    (tmp_path / "shapes" / "one.ply").unlink()
+    with pytest.raises(UserError, match="no shapes in this folder but the table"):
+        predict(run, tmp_path / "shapes", tmp_path / "shapes", overwrite=True)
     with pytest.raises(UserError, match="category is not for classification"):
         predict(run, tmp_path / "one.ply", category="chair")
 

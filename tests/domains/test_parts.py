@@ -15,7 +15,7 @@ from pointadapt.evaluate import evaluate
 from pointadapt.metrics import part_scores, shape_miou
 from pointadapt.predict import predict
 from pointadapt.train import train
-from tiny_objects import object_run, write_parts
+from tiny_objects import object_run, write_off, write_parts
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +101,31 @@ def test_settings_for_classification(tmp_path, changes, message):
 def test_no_corruption(run):
     with pytest.raises(UserError, match="corruptions are for classification"):
         evaluate(run, corruption="jitter")
+
+
+def test_text_files(run, tmp_path):
+    vertex = PlyData.read(run.data / "test" / "tin" / "tin_0.ply")["vertex"]
+    coord = np.stack([vertex[name] for name in "xyz"], 1)
+    source = tmp_path / "tin" / "one.txt"
+    source.parent.mkdir()
+    np.savetxt(source, coord, fmt="%.6f")
+    (target,) = predict(run, source, quiet=True)
+    assert target == tmp_path / "tin" / "one_labelled.txt"
+    values = np.loadtxt(target)
+    assert np.array_equal(values[:, :3], np.loadtxt(source)) and set(values[:, 3]) <= {2.0, 3.0}
+    assert (values[:, 3] == vertex["label"]).mean() > 0.8 and (values[:, 4] <= 1).all()
+    (tmp_path / "tin" / "table.csv").write_text("x,y,z\n" + "".join(f"{x},{y},{z}\n" for x, y, z in coord))
+    (target,) = predict(run, tmp_path / "tin" / "table.csv", quiet=True)
+    assert target.read_text().startswith("x,y,z,part,confidence\n") and len(target.read_text().splitlines()) == 241
+
+
+def test_files_without_points_to_label(run, tmp_path):
+    write_off(tmp_path / "box.off")
+    np.savez(tmp_path / "many.npz", xyz=np.zeros((2, 50, 3)))
+    with pytest.raises(UserError, match="a mesh has no points"):
+        predict(run, tmp_path / "box.off", category="tin")
+    with pytest.raises(UserError, match="it holds many shapes"):
+        predict(run, tmp_path / "many.npz", category="tin")
+    with pytest.raises(UserError, match="no shapes in this folder"):
+        (tmp_path / "empty").mkdir()
+        predict(run, tmp_path / "empty", category="tin")

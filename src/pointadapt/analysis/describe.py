@@ -56,10 +56,19 @@ def scores_table(result: dict[str, Any]) -> Table:
     if result.get("corruption"):
         title += ", {name} at severity {severity}".format(**result["corruption"])
     made = table(title, "class", *kind.per_class.values(), kind.counted)
+    absent = 0
     for index, name in enumerate(result["classes"]):
-        values = [percent(result[key][index]) for key in kind.per_class]
-        made.add_row(name, *values, f"{sum(result['confusion'][index]):,}")
+        values = [result[key][index] for key in kind.per_class]
+        if any(value is not None for value in values):
+            made.add_row(name, *map(percent, values), f"{sum(result['confusion'][index]):,}")
+        else:
+            absent += 1
+    if absent:
+        made.add_row(f"{absent} more, which do not occur")
     made.add_section()
+    for name, value in result.get("categories", {}).items():
+        if value is not None:
+            made.add_row(f"shapes: {name}", percent(value))
     for key, heading in kind.scores.items():
         made.add_row(heading, percent(result[key]))
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pointadapt.data.io import is_scan, kind
@@ -10,15 +11,18 @@ from pointadapt.data.survey import find_scans
 from pointadapt.errors import UserError
 
 
-def file_jobs(source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
+def file_jobs(
+    source: Path, out: Path | None, overwrite: bool, find: Callable[[Path], list[Path]] = find_scans
+) -> list[tuple[Path, Path]]:
     """(scan, target) pairs, one target a scan, by default beside the source with ``_labelled`` behind its name.
 
+    find  lists what is to be labelled in a folder
     Raises UserError when there is nothing to read, or a target must not be written.
     """
     if not source.exists():
         raise UserError(f"there is no scan {source}: check the path")
     if source.is_dir() and not is_scan(source):
-        scans = find_scans(source)
+        scans = find(source)
         files = {file for file in source.rglob("*") if file.is_file() and file.parent not in scans}
         if others := sorted(str(file.relative_to(source)) for file in files - set(scans)):
             print(f"left alone, no scans: {', '.join(others)}", file=sys.stderr)

@@ -194,7 +194,7 @@ class Classified(Objects):
         self.root = source if source.is_dir() else source.parent
         files = [file for file in shape_files(source) if file.resolve() != target.resolve()]
         if not files:
-            raise UserError(f"{source}: no shapes in this folder; supported are {', '.join(SHAPES)}")
+            raise UserError(f"{source}: no shapes in this folder but the table {target.name}: check the path")
         return [(file, target) for file in files]
 
     def label(self, model: nn.Module, source: Path, target: Path, device: torch.device, show: Show) -> Any:
@@ -227,12 +227,15 @@ TABLE = "predictions.csv"
 
 
 def shape_files(source: Path) -> list[Path]:
-    """Files of shapes below a folder in name order, or the file itself."""
+    """Files of shapes below a folder in name order, or the file itself. Raises UserError where there is none."""
     if not source.is_dir():
         if not is_shape(source) and source.suffix.lower() not in ENDINGS:
             raise UserError(f"{source}: unknown format {source.suffix!r}; shapes are {', '.join(SHAPES)}")
         return [source]
-    return sorted(walk(source), key=lambda file: file.relative_to(source).as_posix())
+    files = sorted(walk(source), key=lambda file: file.relative_to(source).as_posix())
+    if not files:
+        raise UserError(f"{source}: no shapes in this folder; supported are {', '.join(SHAPES)}")
+    return files
 
 
 def read_shapes(path: Path, points: int) -> Iterator[tuple[str, np.ndarray]]:

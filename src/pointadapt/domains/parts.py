@@ -11,13 +11,16 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from pointadapt.data.io import read_scan, write_labels
+from pointadapt.data.object_arrays import ENDINGS, holds_shapes
+from pointadapt.data.object_files import TEXT, read_text
 from pointadapt.data.object_transforms import object_eval
 from pointadapt.data.objects import ObjectItems, thin
 from pointadapt.data.transforms import Sample
 from pointadapt.domains.domain import Asked, Found, Show
 from pointadapt.domains.files import file_jobs
-from pointadapt.domains.objects import TO_VIEW, VIEWS, Objects, notes_on
+from pointadapt.domains.objects import TO_VIEW, VIEWS, Objects, notes_on, shape_files
 from pointadapt.errors import UserError
+from pointadapt.files import write_text
 from pointadapt.metrics import confusion_matrix, part_scores, shape_miou, sum_over_processes
 from pointadapt.run import Run
 from pointadapt.tasks.parts import PartSegmentation
@@ -93,7 +96,7 @@ class Parts(Objects):
     # ------------------------------------------------------------------ prediction
 
     def jobs(self, source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
-        jobs = file_jobs(source, out, overwrite)
+        jobs = file_jobs(source, out, overwrite, shape_files)
         if len(jobs) == 1:
             self.category_of(jobs[0][0])
         return jobs
@@ -116,7 +119,7 @@ class Parts(Objects):
 
     def label(self, model: nn.Module, source: Path, target: Path, device: torch.device, show: Show) -> None:
         """Every point of the file takes the part of the nearest point that the model saw."""
-        coord = read_scan(source).coord
+        coord = read_points(source)
         whole = {**self.dataset.prepare(coord, source, self.need), "category": self.category_of(source)}
         (pool,) = thin([whole], self.dataset.points)
         sample = object_eval(self.dataset.points)(pool, np.random.default_rng(0))
@@ -124,5 +127,29 @@ class Parts(Objects):
         nearest = cKDTree(sample["coord"]).query(whole["coord"])[1]
         parts, surely = np.zeros(len(coord), np.int64), np.zeros(len(coord), np.float32)
         parts[whole["index"]], surely[whole["index"]] = part.numpy()[nearest], confidence.numpy()[nearest]
-        write_labels(source, target, parts, surely)
+        if source.suffix.lower() in TEXT:
+            write_columns(source, target, parts, surely)
+        else:
+            write_labels(source, target, parts, surely)
         show(1.0, None)
+
+
+def read_points(path: Path) -> np.ndarray:
+    """[N, 3] points of one shape, in the file's order. Raises UserError for files that are no cloud of one shape."""
+    if path.suffix.lower() in TEXT:
+        return read_text(path).coord
+    if path.suffix.lower() == ".off":
+        raise UserError(f"{path}: a mesh has no points that could be labelled: give a cloud of points")
+    if path.suffix.lower() in ENDINGS and holds_shapes(path):
+        raise UserError(f"{path}: it holds many shapes; parts are written into files of one shape each")
+    return read_scan(path).coord
+
+
+def write_columns(source: Path, target: Path, parts: np.ndarray, confidence: np.ndarray) -> None:
+    """The lines of a text file with two columns more: part and confidence."""
+    lines = [line for line in source.read_text().splitlines() if line.strip()]
+    between = "," if "," in lines[0] else " "
+    head, lines = lines[: len(lines) - len(parts)], lines[len(lines) - len(parts) :]
+    head = [between.join([line, "part", "confidence"]) for line in head]
+    rows = [between.join([line, str(p), f"{c:.6f}"]) for line, p, c in zip(lines, parts, confidence, strict=True)]
+    write_text(target, "\n".join([*head, *rows, ""]))
