@@ -110,8 +110,9 @@ class Stage(nn.Module):
         """[n_below, below] -> [B N_s, C]: rows [B, N_s] of the centres, near [B, N_s, K], coord [B, N_s, K, 3]."""
         with torch.autocast(feat.device.type, enabled=False):
             neighbor, center = self.linear.weight.chunk(2, 1)
-            values = F.linear(feat.float(), neighbor)
-            own = F.linear(feat.float().index_select(0, rows.flatten()), center)
+            feat = feat.to(neighbor.dtype)
+            values = F.linear(feat, neighbor)
+            own = F.linear(feat.index_select(0, rows.flatten()), center)
             if self.scale == "cloud":
                 coord = coord / (coord.flatten(1).std(1)[:, None, None, None] + 1e-5)
             near, coord = near.flatten(0, 1), coord.flatten(0, 1)

@@ -140,17 +140,13 @@ class Head(OfBackbone):
             "mlp3": [*hidden(channels), *hidden(256), nn.Linear(256, classes)],
             "mlp2": [*hidden(channels), nn.Linear(256, classes)],
             "linear": [nn.Dropout(dropout or 0.0), nn.Linear(channels, classes)],
-            "appt": [
-                nn.Dropout(0.1 if dropout is None else dropout),
-                *hidden(channels, 512),
-                *hidden(512, 256),
-                nn.Linear(256, classes),
-            ],
+            "appt": [*hidden(channels, 512), *hidden(512), nn.Linear(256, classes)],
         }
         if kind not in layers:
             raise UserError(f"head must be one of {', '.join(layers)}, not {kind!r}")
+        self.before = nn.Dropout((0.1 if dropout is None else dropout) if kind == "appt" else 0.0)
         self.layers = nn.Sequential(*layers[kind])
         self.bind(backbone_hash)
 
     def forward(self, feat: Tensor) -> Tensor:
-        return self.layers(feat)
+        return self.layers(self.before(feat))
