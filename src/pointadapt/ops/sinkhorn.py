@@ -46,8 +46,7 @@ def entropic(cost: Tensor, eps: float, steps: int = 50, tolerance: float | None 
     """The entropic plan of cost [n, m] at eps > 0, in units of cost.
 
     Stops when the marginal error is below ``tolerance`` (default: what the dtype can hold), or after ``steps`` rounds
-    of ten scalings and a Newton step, as far as it gains. Plain Sinkhorn alone would need a number
-    of updates that grows as 1 / eps.
+    of ten scalings and a Newton step, as far as it gains. (Plain Sinkhorn needs updates in the order of max C / eps.)
     """
     tolerance = rounding(cost, eps) if tolerance is None else tolerance
     f, g = cost.new_zeros(len(cost)), cost.new_zeros(cost.shape[1])
