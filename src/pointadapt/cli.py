@@ -110,11 +110,13 @@ class Init:
         if self.label_field is None or self.task is not None:  # labels of points make it scenes
             layout = find_objects(self.scans, self.task, self.variant, self.points, self.up, self.val, self.label_field)
         if layout is not None:
+            self.refuse("shapes", "classes", "grid_size", "scale")
             file = init_shapes(self.scans, layout, self.overwrite)
             print(file.read_text(), end="")
             print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
             return
         files = survey(self.scans, self.label_field)
+        self.refuse("scenes", "variant", "points", "up")
         file = init_dataset(
             self.scans,
             files,
@@ -129,6 +131,12 @@ class Init:
         print(file.read_text(), end="")
         note_warnings(self.scans, files)
         print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+
+    def refuse(self, holds: str, *flags: str) -> None:
+        """Raises UserError for flags that say nothing about what the folder holds."""
+        for name in flags:
+            if getattr(self, name):
+                raise UserError(f"--{name.replace('_', '-')} says nothing about {holds}, which {self.scans} holds")
 
 
 def init_shapes(folder: Path, layout: Any, overwrite: bool = False) -> Path:
@@ -348,9 +356,7 @@ class Compare:
     """Compare methods under one protocol: a grid that can be stopped, resumed and shared out over processes."""
 
     data: Path = field(metadata={"help": "Folder with a dataset.yaml that lists train, val and test."})
-    out: Path = option(
-        Path("compare"), "Folder of the grid; the same command goes on with it, or helps it along."
-    )
+    out: Path = option(Path("compare"), "Folder of the grid; the same command goes on with it, or helps it along.")
     backbone: str | None = option(None, "Name or checkpoint file. Default: the kind of data's own.")
     methods: str = option("all", "Comma-separated: names, name[option=value,...], random:name, or all.")
     seeds: int = option(3, "Runs of each method and share of labels.")

@@ -47,7 +47,7 @@ def test_round_trip():
         ({**GOOD, "zzz": 1}, "unknown key 'zzz'; the keys are task, classes, categories"),
         ({"task": "classification"}, "the key 'classes' is missing"),
         ({"classes": ["a", "b"]}, "the key 'task' is missing"),
-        ({**GOOD, "task": "detection"}, "`task` must be one of classification, parts"),
+        ({**GOOD, "task": "detection"}, "`task` must be one of classification, parts; scenes have no such line"),
         ({**GOOD, "classes": ["a"]}, "`classes` must be a list of at least two names"),
         ({**GOOD, "classes": {3: "a", 4: "b"}}, "`classes` must be a list of at least two names"),
         ({**GOOD, "classes": ["a", "b", "a"]}, "`classes` names 'a' twice"),
@@ -168,6 +168,9 @@ def test_sources_in_every_form(tmp_path):
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "beside")
     (tmp_path / "beside" / "cup" / "round").symlink_to(tmp_path / "beside")  # a circle
     np.save(tmp_path / "set" / "vase" / "a#1.npy", cloud(5))
+    (tmp_path / "set" / "no#1").mkdir()
+    np.savez(tmp_path / "set" / "no#1" / "x.npz", xyz=stack(2), label=[0, 1])
+    assert opened(tmp_path / "set", {"test": ["no#1/x.npz#1"]}).items("test")[0].target == 1
     (tmp_path / "set" / "vase" / "b.txt").write_text("x y z\n" + "1 2 3\n4 5 6\n7 8 9.5\n")
     dataset = opened(tmp_path / "set", {"train": ["../beside", "vase"], "test": ["linked"]})
     train, test = dataset.items("train"), dataset.items("test")

@@ -1,5 +1,7 @@
 """The command line on shapes: init writes what adapt needs, info shows files and folders."""
 
+import re
+
 import numpy as np
 import pytest
 import yaml
@@ -34,6 +36,20 @@ def test_init_takes_choices(tmp_path, capsys):
     assert "which axis is up" not in capsys.readouterr().err
     assert main(["init", str(tmp_path), "--overwrite", "--variant", "x"]) == 2
     assert "there are no variants" in capsys.readouterr().err
+
+
+def test_init_refuses_flags_of_the_other_kind(tmp_path, capsys):
+    class_folders(tmp_path / "shapes", {"cup": 2, "vase": 2})
+    (tmp_path / "scenes").mkdir()
+    np.savez(tmp_path / "scenes" / "a.npz", coord=cloud(0), label=np.resize([0, 1], 200))
+    for folder, flags, said in (
+        ("shapes", ["--grid-size", "0.1"], "--grid-size says nothing about shapes, which .*shapes holds"),
+        ("shapes", ["--classes", "1", "2"], "--classes says nothing about shapes"),
+        ("scenes", ["--up", "y"], "--up says nothing about scenes"),
+    ):
+        assert main(["init", str(tmp_path / folder), *flags]) == 2
+        assert re.search(said, capsys.readouterr().err)
+        assert not (tmp_path / folder / "dataset.yaml").exists()
 
 
 def test_init_names_the_field_of_parts(tmp_path, capsys):

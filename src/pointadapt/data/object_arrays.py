@@ -46,13 +46,12 @@ class Arrays:
         return len(self.coord) if self.ptr is None else len(self.ptr) - 1
 
     def shape(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """(coord [N, 3] float32, part of each point [N] or None)."""
+        """(coord [N, 3] float64, part of each point [N] or None)."""
         rows: Any = row if self.ptr is None else slice(self.ptr[row], self.ptr[row + 1])
         coord = np.asarray(self.coord[rows])
         if coord.ndim != 2 or coord.shape[1] < 3 or coord.dtype.kind not in "iuf":
             raise UserError(f"{self.path}#{row}: an array of shape {list(coord.shape)}; a shape is [N, 3] numbers")
-        scale = INT16 if coord.dtype == np.int16 else 1
-        out = coord[:, :3].astype(np.float32) / np.float32(scale)
+        out = coord[:, :3].astype(np.float64) / (INT16 if coord.dtype == np.int16 else 1)
         return out, None if self.segment is None else np.asarray(self.segment[rows]).reshape(-1)
 
 

@@ -71,8 +71,8 @@ def list_items(dataset: ObjectSet, source: str) -> list[Item]:
 
 def taken_apart(folder: Path, source: str) -> tuple[str, str]:
     """(file or folder, what is meant in it): ``shapes.npz#12`` is ("shapes.npz", "12"), unless a file is called so."""
-    name, _, within = source.partition("#")
-    return (source, "") if (folder / source).exists() else (name, within)
+    name, _, within = source.rpartition("#")
+    return (source, "") if not name or (folder / source).exists() else (name, within)
 
 
 def walk(folder: Path) -> list[Path]:

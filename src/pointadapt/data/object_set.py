@@ -285,8 +285,14 @@ def check_choice(choices: Sequence[str]) -> Any:
     return lambda file, key, value: allowed(file, key, value if isinstance(value, str) else repr(value))
 
 
+def check_task(file: Any, key: str, value: Any) -> str:
+    if value not in TASKS:
+        raise wrong(file, key, value, f"one of {', '.join(TASKS)}; scenes have no such line")
+    return value
+
+
 CHECKS = {
-    "task": check_choice(TASKS),
+    "task": check_task,
     "classes": check_names,
     "categories": check_categories,
     "folders": check_folders,
