@@ -100,7 +100,7 @@ def test_equals_the_models_own_forward(name, implementation):
     tokens = run(net, feat)
     found = tokens if name in BARE else net.leave(tokens)
     torch.testing.assert_close(found.feat, expected, rtol=0, atol=1e-6)
-    assert net.out_channels == 24 and len(net.blocks) == 2
+    assert net.out_channels == 24 and net.depth == len(net.blocks) == 2
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

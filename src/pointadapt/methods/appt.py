@@ -74,7 +74,8 @@ class APPTConfig(AdapterConfig):
     )
     train_trunk: bool = field(default=True, metadata={"help": "False: the point network stays as it was drawn."})
     read: list[str] | None = field(
-        default_factory=lambda: ["max+mean"], metadata={"help": "What the head reads of the tokens."}
+        default_factory=lambda: ["max+mean"],
+        metadata={"help": "What a classification head reads of the tokens."},
     )
     head: str | None = field(
         default="appt", metadata={"help": "Head of a classification; none: the one the model was given."}
@@ -107,10 +108,9 @@ class APPTConfig(AdapterConfig):
         }
         return slot if slot is not None and needed.get(slot, True) else None
 
-    def prepare(self, model: Any) -> None:
-        if self.head is not None and hasattr(model, "read_from"):
+    def choose_read(self, model: Any) -> None:
+        if hasattr(model, "kind"):  # a classification; a part segmentation goes on reading points' features
             model.read_from(self.read or model.read, self.head)
-        super().prepare(model)
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         if site.slot == "tokenizer":

@@ -124,6 +124,10 @@ class AdapterConfig(Recorded):
         backbone = getattr(model, "backbone", model)
         if getattr(backbone, "kind", "points") not in self.works_on:
             raise UserError(f"method {self.method!r} cannot work on {type(backbone).__name__}: it needs {self.needs}")
+        self.choose_read(model)
+
+    def choose_read(self, model: Any) -> None:
+        """Tell the task what its head is to read: the field ``read`` if the method has one."""
         read = getattr(self, "read", None)
         if read and hasattr(model, "read_from"):
             model.read_from(read)
