@@ -7,13 +7,13 @@ really does: specs/rivals.md section 2.3; the form for scenes is our reading of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
+from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.prompts import first_after_cls
 from pointadapt.methods.sites import Site, width
 from pointadapt.methods.ssf import ScaleShift, out_width
@@ -43,16 +43,22 @@ class DAPTConfig(AdapterConfig):
     dropout: float = field(default=0.2, metadata={"help": "Dropout in the dynamic adapter (published: 0.2 or 0.5)."})
     prompts: bool = field(default=True, metadata={"help": "Make prompts of the adapters' output."})
     spread: float = field(default=0.02, metadata={"help": "Random start of scales around 1, of shifts around 0."})
+    start: Literal["clean", "released"] = field(
+        default="clean",
+        metadata={
+            "help": "Strength of the adapters at first: 1 for every token (clean), or random (released), where a block "
+            "whose tokens all fall below zero never learns."
+        },
+    )
     read: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "What a classification head reads. Default: class token, mean of prompts, maximum of groups."
-        },
+        metadata={"help": "What a classification head reads. Default: cls, mean prompt, max patch."},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, rank=self.rank)
+        one_of("start", self.start, ("clean", "released"))
         at_least(0, dropout=self.dropout, spread=self.spread)
         if self.read is None:
             self.read = self.usual
@@ -108,10 +114,14 @@ class DynamicAdapter(Adapter):
         self.scale = nn.Linear(channels, 1)
         self.down, self.up = nn.Linear(channels, config.rank), nn.Linear(config.rank, channels)
         self.dropout = nn.Dropout(config.dropout)
-        for linear in (self.scale, self.down):
-            nn.init.kaiming_uniform_(linear.weight, a=5**0.5)
-        for start in (self.scale.bias, self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(start)
+        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        for zero in (self.scale.bias, self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+        if config.start == "released":  # 18 of 60 blocks of small random ViTs were dead at this start
+            nn.init.kaiming_uniform_(self.scale.weight, a=5**0.5)
+        else:
+            nn.init.zeros_(self.scale.weight)
+            nn.init.ones_(self.scale.bias)
 
     def forward(self, base, x: Point | Tokens) -> Point | Tokens:
         out = base(x)

@@ -88,7 +88,7 @@ class IDPTConfig(AdapterConfig):
         depth = len(backbone.blocks)
         if not -depth <= self.layer < depth:
             raise UserError(f"layer must be a block of the backbone, which has {depth}, not {self.layer}")
-        #: In a tuple: a reference, not a part. What the head gets of a prompt has passed the final norm.
+        #: In a tuple: a reference, not a part. What a part segmentation's head gets has passed the final norm.
         self.final_norm = (backbone.final_norm,)
         layers = self.taps or (self.layer % depth,)
         if self.target_modules == ["block"]:
@@ -135,7 +135,7 @@ class InstancePrompt(Adapter):
 
 
 class TapPrompt(Adapter):
-    """A prompt for one block. It and its normed output [B, C] go behind those of the blocks before, into ``extra``."""
+    """A prompt for one block. It and its output, both normed, go behind those of the blocks before, into ``extra``."""
 
     def __init__(self, generator: nn.Module, norm: nn.Module, is_first: bool, shared: Shared) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class TapPrompt(Adapter):
     def forward(self, base, tokens: Tokens) -> Tokens:
         prompt = self.generator(tokens.part("patch"))
         out = base(tokens.insert("prompt", prompt, self.shared().pos, before="patch"))
-        found = {PROMPTS: prompt.flatten(1), OUTPUTS: self.norm[0](out.part("prompt")).flatten(1)}
+        found = {PROMPTS: self.norm[0](prompt).flatten(1), OUTPUTS: self.norm[0](out.part("prompt")).flatten(1)}
         if not self.is_first:
             found = {name: torch.cat([out.extra[name], value], 1) for name, value in found.items()}
         return out.drop("prompt").but(extra={**out.extra, **found})
