@@ -23,6 +23,7 @@ class Kind:
     domain      "module:Class" of its :class:`pointadapt.domains.domain.Domain`
     scores      key in metrics.jsonl and evaluation.json -> heading; the first one leads: it chooses the best step
     per_class   key -> heading of scores that every class has; the first one is drawn
+    sources     what its files are called
     counted     what a confusion matrix counts
     views       largest number of test-time views
     recipe      default of every Run field that is left None
@@ -32,6 +33,7 @@ class Kind:
     domain: str
     scores: Mapping[str, str]
     per_class: Mapping[str, str]
+    sources: str
     counted: str
     views: int
     recipe: Mapping[str, Any]
@@ -50,6 +52,7 @@ SCENES = Kind(
     domain="pointadapt.domains.scenes:Scenes",
     scores={"miou": "mIoU", "macc": "mAcc", "allacc": "allAcc"},
     per_class={"iou": "IoU", "recall": "recall"},
+    sources="scans",
     counted="points",
     views=13,
     recipe={
@@ -89,6 +92,7 @@ CLASSIFICATION = Kind(
     domain="pointadapt.domains.objects:Classified",
     scores={"oa": "OA", "macc": "mAcc"},
     per_class={"accuracy": "accuracy"},
+    sources="shapes",
     counted="shapes",
     views=100,
     recipe=PUBLISHED,
@@ -98,6 +102,7 @@ PARTS = Kind(
     domain="pointadapt.domains.parts:Parts",
     scores={"instance_miou": "instance mIoU", "class_miou": "class mIoU", "allacc": "allAcc"},
     per_class={"iou": "IoU"},
+    sources="shapes",
     counted="points",
     views=100,
     recipe={**PUBLISHED, "batch_size": 16, "lr": 2e-4, "head_lr": 2e-4, "backbone_lr": 2e-4},

@@ -62,7 +62,7 @@ def predict(
     for target, labelled in answers.items():
         domain.conclude(target, labelled)
     if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} {domain.sources} were not labelled: {'; '.join(failed)}")
+        raise UserError(f"{len(failed)} of {len(jobs)} {domain.kind.sources} were not labelled: {'; '.join(failed)}")
     return list(answers)
 
 

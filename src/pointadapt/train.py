@@ -134,6 +134,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
             if now.step % run.eval_every == 0 or now.step == run.steps:
                 if held_out is not None:
                     model.eval()
+                    share_buffers(model, accelerator)
                     found = domain.evaluate(accelerator.unwrap_model(model), held_out, accelerator.device, Asked())
                     now.scores = found.scores
                     if log:
@@ -151,6 +152,13 @@ def judge(now: Progress, run: Run) -> None:
     lead = run.of_kind.headline
     if run.select == "last" or not (now.scores and now.best) or now.scores[lead] > now.best[lead]:
         now.best, now.best_step = now.scores, now.step
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the first one's BatchNorm statistics, which are saved; after a step each has its own."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def check_batch_norm(model: nn.Module, size: int) -> None:

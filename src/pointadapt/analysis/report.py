@@ -115,7 +115,7 @@ def write_report(
     kind = KINDS[results[0].kind] if results else SCENES
     for heading, content in (
         ("Results", _table(groups)),
-        ("Scans" if kind is SCENES else "Shapes", "".join(scene_html(**scene) for scene in scenes)),
+        (kind.sources.capitalize(), "".join(scene_html(**scene) for scene in scenes)),
         ("Training", _curves(groups)),
         (_per_class_heading(kind), _per_class(groups, _per_class_heading(kind))),
         ("Confusions", _confusions(groups)),

@@ -134,8 +134,10 @@
     };
 
     const reach = Math.hypot(...data.span) / 2;
-    const home = () => ({yaw: -1.05, tilt: 0.75, distance: reach / Math.sin(FIELD / 2) * 0.82, reach,
-                         target: data.low.map((v, i) => v + data.span[i] * (i < 2 ? 0.5 : 0.35))});
+    const tall = data.span[2] > 0.8 * Math.max(data.span[0], data.span[1]);  // an object rather than a place
+    const home = () => ({yaw: -1.05, tilt: tall ? 0.4 : 0.75,
+                         distance: reach / Math.sin(FIELD / 2) * (tall ? 1.05 : 0.82), reach,
+                         target: data.low.map((v, i) => v + data.span[i] * (i < 2 || tall ? 0.5 : 0.35))});
     let view = home(), waiting = false;
     const sliders = Object.fromEntries([...root.querySelectorAll("input[type=range]")].map((s) => [s.name, s]));
 

@@ -63,12 +63,10 @@ class Domain(ABC):
     run       with everything settled that depends on the data: steps (from epochs), the transform's name
     dataset   what ``data.open.open_dataset`` gives; has ``names`` (the model's outputs), ``as_dict``, ``paths(split)``
     target    key of a batch's labels, the second argument of the task's ``loss``
-    sources   what its files are called in messages
     options   what prediction may be told, with defaults; ``told`` is what it was told
     """
 
     target: ClassVar[str]
-    sources: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, run: Run, dataset: Any) -> None:

@@ -47,7 +47,6 @@ class Objects(Domain):
     channels  of ``Point.feat``, zeros behind the coordinates, for backbones that take colours and normals as well
     """
 
-    sources: ClassVar[str] = "shapes"
     dataset: ObjectSet
 
     def __init__(self, run: Run, dataset: ObjectSet) -> None:

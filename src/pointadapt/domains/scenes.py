@@ -40,7 +40,6 @@ class Scenes(Domain):
     """A run on a :class:`~pointadapt.data.scans.DataSet`."""
 
     target: ClassVar[str] = "segment"
-    sources: ClassVar[str] = "scans"
     dataset: DataSet
 
     def settled(self, run: Run) -> Run:
