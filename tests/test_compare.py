@@ -24,6 +24,9 @@ def test_arms():
     arm = Arm.parse("random:gem[rank=8,share=qk,stages=[0,1]]")
     assert (arm.method, arm.weights) == ("gem", "random")
     assert arm.options == {"rank": 8, "share": "qk", "stages": [0, 1]}
+    named = Arm.parse("trunk alone = random:gem[rank=8]")
+    assert (named.name, named.method, named.weights, named.options) == ("trunk alone", "gem", "random", {"rank": 8})
+    assert named.slug == "trunk_alone"
     assert "/" not in arm.slug and arm.slug != Arm.parse("gem[rank=8]").slug
     for text, words in (("gem[rank]", "needs a value"), ("nothing", "unknown method"), ("gem[x=1]", "no option")):
         with pytest.raises(UserError, match=words):

@@ -31,12 +31,13 @@ class Arm:
         """Raises UserError for a text that is no arm, an unknown method or option."""
         from pointadapt.run import method_config
 
-        found = re.fullmatch(r"(random:)?([\w-]+)(?:\[(.*)\])?", text.strip())
+        found = re.fullmatch(r"(?:([^=\[\]]+?)\s*=\s*)?(random:)?([\w-]+)(?:\[(.*)\])?", text.strip())
         if not found:
-            raise UserError(f"{text!r} is no method: write name, name[option=value,...] or random:name")
-        options = dict(parse_option(text, part) for part in split_options(found[3] or ""))
-        method_config(found[2], options)  # says what is wrong
-        return cls(text.strip(), found[2], options, "random" if found[1] else "default")
+            raise UserError(f"{text!r} is no method: write name, name[option=value,...], random:name or label = name")
+        label, random, method, inside = found.groups()
+        options = dict(parse_option(text, part) for part in split_options(inside or ""))
+        method_config(method, options)  # says what is wrong
+        return cls(label or text.strip(), method, options, "random" if random else "default")
 
     @property
     def slug(self) -> str:
