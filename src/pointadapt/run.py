@@ -40,7 +40,6 @@ class Run:
 
     data: Path = field(metadata={"help": "Folder of scans or shapes with a dataset.yaml (pointadapt init writes it)."})
     out: Path | None = option(None, "Run folder. [default: runs/DATA-BACKBONE-METHOD]")
-    kind: str = field(default=None, metadata={"help": "scenes, classification or parts, as dataset.yaml says."})  # type: ignore[assignment]
 
     backbone: str = by_kind("backbone", "Name (pointadapt backbones lists them) or checkpoint file; nano* are bundled.")
     weights: Literal["default", "random"] = option("default", "random = no pretraining, as a control.")
@@ -83,6 +82,7 @@ class Run:
     val_share: float = option(0.1, "Share of the training shapes to validate on where the data set holds out none.")
     tta: int = option(0, "Test-time views of evaluate and predict: 0 = one pass; scenes 1..13, shapes 10 as published.")
     tile: int = option(60_000, "Largest number of voxels a scan is computed in at once; larger scans go in tiles.")
+    kind: str = field(default=None, metadata={"help": "scenes, classification or parts, as dataset.yaml says."})  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         self.data = Path(self.data)

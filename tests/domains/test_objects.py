@@ -14,16 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pointadapt.analysis.describe import works_on
 from pointadapt.checkpoint import trained_state
 from pointadapt.data.object_set import ObjectSet
 from pointadapt.domains.domain import Asked, open_domain
 from pointadapt.domains.models import build_model, load_model
 from pointadapt.errors import UserError
 from pointadapt.evaluate import evaluate
+from pointadapt.methods import METHODS
 from pointadapt.predict import predict
 from pointadapt.run import Run
 from pointadapt.train import Batches, make_accelerator, train
-from tiny_objects import CLASSES, object_run, shape, write_shape, write_shapes
+from tiny_objects import CLASSES, object_run, shape, write_parts, write_shape, write_shapes
 
 HERE = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -175,6 +177,24 @@ def test_it_learns_and_frozen_weights_stay(finished):
     for name, value in after.state_dict().items():
         if name not in changed and "modules_to_save" not in name:
             assert torch.equal(value, state[name]), name
+
+
+TOKENS = [method for method, config in sorted(METHODS.items()) if "tokens" in works_on(config) and method != "decoder"]
+
+
+@pytest.mark.parametrize("method", TOKENS)
+def test_every_method_trains_and_loads(tmp_path, method):
+    run = object_run(tmp_path, method=method, steps=2)
+    assert train(run)["loss"] > 0
+    load_model(open_domain(run))
+
+
+@pytest.mark.parametrize("method", TOKENS)
+def test_every_method_segments_parts(tmp_path, method):
+    write_parts(tmp_path / "shapes", train=3, test=1)
+    run = object_run(tmp_path, method=method, steps=2, select="last", batch_size=2)
+    assert train(run)["loss"] > 0
+    assert evaluate(run)["shapes"] == 2
 
 
 KILLED = """
