@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from contracts import BACKBONES, batch, logits, tiny, train
+from pointadapt.backbones.point_vit import PointViT, PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt
 from pointadapt.methods.adapters import BitFitConfig, BottleneckConfig, DecoderConfig, FullConfig, LinearConfig
 from pointadapt.methods.core import LoraConfig
+from pointadapt.tasks.classification import Classification
 from pointadapt.tasks.segmentation import Segmentation
 
 DECODER = dict(
@@ -44,6 +46,12 @@ def test_counts_on_sonata_base(config, count):
     assert trained(sonata(config)) == count
 
 
+@pytest.mark.parametrize(("config", "count"), [(LinearConfig(), 268_303), (BitFitConfig(), 307_983)])
+def test_counts_on_point_mae(config, count):
+    with torch.device("meta"):
+        assert trained(adapt(Classification(PointViT(PointViTConfig()), 15), config)) == count
+
+
 def test_counts_with_a_decoder():
     assert trained(sonata(DecoderConfig(), **DECODER)) == 16_332_820
     assert trained(sonata(FullConfig(), **DECODER)) == 124_794_148
@@ -55,6 +63,8 @@ def test_counts_with_a_decoder():
 
 def test_a_fresh_decoder_is_trained_by_every_method():
     for method, config in METHODS.items():
+        if "points" not in getattr(config, "works_on", ("points",)):
+            continue
         net = PTv3(BACKBONES["m1"])
         net.fresh = ["dec"]
         model = adapt(Segmentation(net, 4), config())

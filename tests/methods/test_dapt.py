@@ -8,11 +8,13 @@ from torch import nn
 from contracts import batch, logits, tiny, train
 from methods.objects import FAMILIES, alone, clouds, official, parts, published_names, small, sonata, trained
 from parity import dapt
+from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
 from pointadapt.methods.core import AdapterLayer
 from pointadapt.methods.dapt import CloudPrompt, DAPTConfig, DynamicAdapter, PromptedAttention, TokenPrompt
 from pointadapt.ops.segment import segment_mean
+from pointadapt.tasks.segmentation import Segmentation
 from pointadapt.tokens import Tokens
 
 SONATA_CHANNELS = 3 * 48 + 3 * 96 + 3 * 192 + 12 * 384 + 3 * 512
@@ -160,6 +162,23 @@ def test_a_scene_s_prompts_are_keys_and_values_of_later_blocks():
     own = segment_mean(delta, point.batch, 2) * tfts.scale + tfts.shift
     expected = seen["inner"].feat + own[point.batch]  # the stage's last block: there is no attention to read it
     torch.testing.assert_close(seen["second"].feat, expected)
+
+
+def test_a_stage_s_prompts_are_its_own():
+    torch.manual_seed(0)
+    shape = dict(enc_channels=(16, 32), enc_num_head=(1, 2), enc_patch_size=(32, 32), stride=(2,))
+    net = PTv3(PTv3Config(**shape, enc_depths=(3, 1)))
+    model = shaken(adapt(Segmentation(net, 4), DAPTConfig())).eval()
+    counts = []
+    for block in blocks_of(model):
+        block.mix.attn.base_layer.register_forward_pre_hook(
+            lambda m, args, kwargs: counts.append(kwargs["prompt"][0].shape[1] if kwargs else 0), with_kwargs=True
+        )
+    point = batch()
+    together = logits(model, point).split(point.counts)
+    assert counts == [0, 1, 2, 0]
+    for one, part in zip(point.split(), together, strict=True):
+        torch.testing.assert_close(logits(model, one), part, atol=1e-5, rtol=1e-5)
 
 
 def test_prompts_can_be_left_out_on_scenes():

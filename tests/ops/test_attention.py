@@ -61,6 +61,22 @@ def test_prompt_tokens_take_part():
     torch.testing.assert_close(near, torch.ones_like(near), atol=1e-3, rtol=1e-3)
 
 
+def test_prompt_tokens_of_a_cloud_are_for_its_own_windows():
+    point = collate([cloud(50, 8), cloud(20, 8, seed=1), cloud(70, 8, seed=2)])
+    qkv, prompt = torch.randn(len(point), 3 * 8), (torch.randn(3, 2, 8), torch.randn(3, 2, 8))
+
+    def bias(members):
+        return torch.sin(members.float())[:, None, None].expand(-1, 2, members.shape[1], -1)
+
+    for extra in (None, bias):
+        where = windows(point, "z", 16)
+        mine = window_attention(qkv, 2, where, bias=extra, prompt=prompt, batch=point.batch)
+        for b in range(3):
+            own = (prompt[0][b], prompt[1][b])
+            alone = window_attention(qkv, 2, where, bias=extra, prompt=own)
+            torch.testing.assert_close(mine[point.batch == b], alone[point.batch == b])
+
+
 def test_bias_is_added_to_the_logits():
     point = cloud(50, 8)
     qkv = torch.randn(len(point), 3 * 8)

@@ -73,7 +73,8 @@ class DAPTConfig(AdapterConfig):
         on_points = getattr(backbone, "kind", "points") == "points"
         unused = {"attn"} if not on_points else set() if self.prompts else {"attn", "block"}
         self.target_modules = [target for target in self.target_modules or () if target not in unused]
-        if on_points or (hasattr(model, "restrict") and self.read == self.usual):  # part segmentation: its own parts
+        is_parts = isinstance(getattr(model, "taps", None), tuple)  # part segmentation reads its taps
+        if on_points or (is_parts and self.read == self.usual):
             self.read = None
         super().prepare(model)
 

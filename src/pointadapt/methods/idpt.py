@@ -79,8 +79,9 @@ class IDPTConfig(AdapterConfig):
             self.read = READS[self.cls_type]
 
     def prepare(self, model: Any) -> None:
-        #: The blocks that the head of a part segmentation taps.
-        self.taps: tuple[int, ...] = tuple(model.taps) if hasattr(model, "restrict") else ()
+        taps = getattr(model, "taps", None)
+        #: The blocks that the head of a part segmentation taps (a backbone's ``taps`` is a function).
+        self.taps: tuple[int, ...] = taps if isinstance(taps, tuple) else ()
         if self.taps and self.read == READS[self.cls_type]:
             self.read = [f"extra {PROMPTS}", f"extra {OUTPUTS}"]
         super().prepare(model)

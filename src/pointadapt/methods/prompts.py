@@ -21,9 +21,10 @@ from pointadapt.tokens import Tokens
 @peft_method("vpt")
 @dataclass
 class VPTConfig(AdapterConfig):
-    """Deep: 2 n C parameters per block, 92,160 on Point-MAE; shallow: n C once.
+    """Visual prompt tuning: learned tokens before every block, or before the first.
 
-    The prompts are tokens "prompt", which the usual read-out ("cls", "max patch") leaves out.
+    Deep: 2 n C parameters per block, 92,160 on Point-MAE; shallow: n C once. The prompts are
+    tokens "prompt", which the usual read-out ("cls", "max patch") leaves out.
     """
 
     works_on: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -89,9 +90,10 @@ def first_after_cls(tokens: Tokens) -> str:
 @peft_method("prefix")
 @dataclass
 class PrefixConfig(AdapterConfig):
-    """2 n C parameters per block: 92,160 on Point-MAE; with n=4, the published 57,216 on Sonata-base.
+    """Prefix tuning: learned keys and values for every attention.
 
-    On scenes every attention window sees them. In ReCon they are for the groups, not for the global tokens.
+    2 n C parameters per block: 92,160 on Point-MAE; with n=4, the published 57,216 on Sonata-base. On scenes
+    every attention window sees them. In ReCon they are for the groups, not for the global tokens.
     """
 
     default_targets: ClassVar[tuple[str, ...]] = ("attn",)
