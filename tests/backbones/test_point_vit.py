@@ -125,6 +125,13 @@ def test_too_few_points_is_said(backbone):
         backbone(cloud(11))
 
 
+@torch.no_grad()
+def test_frozen_weights_give_the_bits_of_trainable_ones(backbone):
+    point = collate([cloud(60), cloud(70)])
+    before = backbone(point).feat
+    assert torch.equal(backbone.requires_grad_(False)(point).feat, before)
+
+
 def test_batchnorm_of_frozen_parts_stays_still():
     backbone = net("vit")
     backbone.requires_grad_(False).train()

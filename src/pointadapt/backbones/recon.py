@@ -21,7 +21,8 @@ from pointadapt.tokens import Tokens
 
 def streams(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """(features of the global tokens, of all others: groups and whatever a method inserted)."""
-    return tokens.part("cls"), tokens.drop("cls").feat
+    # of a strided input torch multiplies a frozen weight by another kernel than a trainable one: other last bits
+    return tokens.part("cls").contiguous(), tokens.drop("cls").feat
 
 
 def joined(tokens: Tokens, whole: Tensor, groups: Tensor) -> Tokens:
