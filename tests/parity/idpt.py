@@ -53,6 +53,9 @@ def check(path: Path) -> list[tuple[str, float, float]]:
     block = model.backbone.blocks[fixture.config["prompt_layer"]]
     seen: dict[str, torch.Tensor] = {}
     block.adapters["default"].generator.register_forward_hook(lambda m, i, o: seen.update(gen_in=i[0], gen_out=o))
+    for key in fixture.notes["grad_norms"]:  # of a BatchNorm with two names the first is listed
+        if match := re.fullmatch(r"(blocks\.cls\.)bn(\d)(\..*)", key):
+            names[key] = names[f"{match[1]}conv{match[2]}.1{match[3]}"]
     results, logits = front_and_blocks(model, fixture)
     results.append(close("mid.prompt_gen_in", seen["gen_in"].transpose(1, 2), fixture.data["mid.prompt_gen_in"]))
     results.append(close("mid.prompt_gen_out", seen["gen_out"], fixture.data["mid.prompt_gen_out"]))
