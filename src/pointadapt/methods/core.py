@@ -139,6 +139,10 @@ class AdapterConfig(Recorded):
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         raise NotImplementedError(f"{type(self).__name__} makes no adapters")
 
+    def counts(self, model: nn.Module, adapter_name: str) -> dict[str, int | float]:
+        """What ``print_trainable_parameters`` says beyond one figure, of the model with that adapter in place."""
+        return {}
+
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """Takes the place of a frozen module: ``base_layer`` and, under ``<method>_adapter``, its adapters by name."""
@@ -512,6 +516,17 @@ def resolve(model: nn.Module, modules: dict[str, nn.Module], config: Any) -> Non
     config.target_modules = found
 
 
+class Adapted(PeftModel):
+    """A PeftModel whose ``print_trainable_parameters`` also says what the active method counts."""
+
+    def print_trainable_parameters(self) -> None:
+        super().print_trainable_parameters()
+        counts = getattr(self.peft_config[self.active_adapter], "counts", None)
+        found = counts(self, self.active_adapter) if counts else {}
+        if found:
+            print(" || ".join(f"{k}: {v:,d}" if isinstance(v, int) else f"{k}: {v:.2f}" for k, v in found.items()))
+
+
 def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftModel:
     """``peft.get_peft_model`` for a task model: frozen backbone + adapters + trained head.
 
@@ -533,6 +548,7 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*should not be contained in the prefix.*")
         adapted = peft.get_peft_model(model, config, adapter_name=adapter_name)
+    adapted.__class__ = Adapted
     config.base_model_name_or_path = None  # see Recorded
     keep_still(model)
     head = getattr(model, "head", None)
@@ -551,7 +567,7 @@ def load_adapted(
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not os.path.isfile(os.path.join(folder, name)):
             raise UserError(f"{folder} holds no adapter: {name} is missing; give the folder that save_pretrained wrote")
-    adapted = PeftModel.from_pretrained(model, os.fspath(folder), adapter_name=adapter_name, is_trainable=trainable)
+    adapted = Adapted.from_pretrained(model, os.fspath(folder), adapter_name=adapter_name, is_trainable=trainable)
     adapted.peft_config[adapter_name].base_model_name_or_path = None  # see Recorded
     keep_still(adapted)
     return adapted

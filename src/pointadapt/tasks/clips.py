@@ -1,0 +1,121 @@
+"""What the tasks on point videos share: a backbone run over the frames of clips, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pointadapt.backbones.backbone import Backbone
+from pointadapt.errors import UserError
+from pointadapt.ops.frames import frames_in, take_clouds, times
+from pointadapt.point import Point
+from pointadapt.tasks.classification import readout, width_of
+from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
+from pointadapt.tokens import Tokens
+
+
+class VideoTask(nn.Module):
+    """A frozen 3D backbone on the frames of clips, and a head.
+
+    A clip is a run of T clouds of the packed Point, ``point.extra["frames"]`` is T, the same for all clips of a batch.
+
+    chunk  evaluation takes this many frames at once; a longer clip is cut into windows. That is exact: frames see each
+           other only through adapters, and every window has as many frames more on both sides as those reach
+    """
+
+    def __init__(self, backbone: Backbone, classes: int | Sequence[str], chunk: int = 256) -> None:
+        import pointadapt.methods  # noqa: F401  else PeftModel.from_pretrained does not know them in a fresh process
+
+        super().__init__()
+        if backbone.kind != "tokens":
+            raise UserError(
+                f"{backbone.name_or_path} works on single points: videos need a backbone over groups of points, such "
+                "as point-mae"
+            )
+        self.classes = class_names(classes)
+        self.backbone = backbone
+        self.name_or_path = backbone.name_or_path
+        self.chunk = chunk
+        self.reach, self.stride = 0, 1
+        self.read: tuple[str, ...] = ()
+        self.auxiliary: Tensor | None = None
+
+    def widen(self, reach: int, stride: int) -> None:
+        """Told by a method when it is put in place: frames it looks to each side, frames per frame with tokens."""
+        self.reach, self.stride = max(self.reach, reach), math.lcm(self.stride, stride)
+
+    def new_head(self, parts: Sequence[str], make: Callable[[int, str], VideoHead]) -> None:
+        """Put ``make(channels of a frame, hash of the backbone)`` in place, which reads these parts.
+
+        Raises UserError when an adapter has trained another head already.
+        """
+        head = self._modules.get("head")
+        if head is not None and not isinstance(head, VideoHead):
+            raise UserError(
+                f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
+                f"{', '.join(self.read)}: load it onto a model of its own"
+            )
+        self.read = tuple(parts)
+        channels = sum(width_of(part, self.backbone) for part in self.read)
+        self.head = make(channels, backbone_fingerprint(self.backbone))
+
+    def frames(self, point: Point) -> Tensor:
+        """[B, T', C]: what the head reads of every frame that has tokens."""
+        return self.over_windows(point, self.frames_at_once)
+
+    def frames_at_once(self, point: Point) -> Tensor:
+        out: Tokens = self.backbone(point)  # type: ignore[assignment]
+        self.keep_losses(out)
+        return readout(out, self.read).unflatten(0, (-1, frames_in(out, len(out))))
+
+    def keep_losses(self, out: Any) -> None:
+        losses = out.extra.get("losses")
+        self.auxiliary = sum(losses.values()) if losses and torch.is_grad_enabled() else None
+
+    def with_auxiliary(self, loss: Tensor) -> Tensor:
+        """``loss`` plus what the last forward pass left in ``extra["losses"]``."""
+        if self.auxiliary is not None:
+            loss, self.auxiliary = loss + self.auxiliary, None
+        return loss
+
+    def over_windows(self, point: Point, run: Callable[[Point], Tensor]) -> Tensor:
+        """``run(point) -> [B, T', ...]``, in windows of at most ``chunk`` frames when no gradient is needed."""
+        frames = frames_in(point, point.num_clouds)
+        clips = point.num_clouds // frames
+        if torch.is_grad_enabled() or point.num_clouds <= self.chunk:
+            return run(point)
+        if "time" not in point.extra:
+            point = point.but(extra={**point.extra, "time": times(point)})
+        together = self.chunk // frames
+        if together:
+            starts = range(0, clips, together)
+            return torch.cat([run(self.cut(point, a, min(a + together, clips), 0, frames)) for a in starts])
+        halo = math.ceil(self.reach / self.stride) * self.stride
+        size = max(self.chunk // self.stride, 1) * self.stride
+        rows = []
+        for clip in range(clips):
+            parts = []
+            for first in range(0, frames, size):
+                begin, end = max(first - halo, 0), min(first + size + halo, frames)
+                found = run(self.cut(point, clip, clip + 1, begin, end))
+                left = (first - begin) // self.stride
+                wanted = (min(first + size, frames) - first) // self.stride
+                parts.append(found[:, left : left + wanted])
+            rows.append(torch.cat(parts, 1))
+        return torch.cat(rows)
+
+    def cut(self, point: Point, first: int, last: int, begin: int, end: int) -> Point:
+        """Frames ``begin`` to ``end`` of the clips ``first`` to ``last``."""
+        frames = frames_in(point, point.num_clouds)
+        clip = torch.arange(first, last, device=point.coord.device)[:, None] * frames
+        clouds = clip + torch.arange(begin, end, device=point.coord.device)
+        part = take_clouds(point, clouds.flatten())
+        return part.but(extra={**part.extra, "frames": end - begin})
+
+
+class VideoHead(OfBackbone):
+    """Mixin of all heads on videos."""
