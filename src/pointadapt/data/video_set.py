@@ -207,8 +207,6 @@ class VideoSet:
         found = [video for source in self.sources(split) for video in list_videos(self, source)]
         return list({video.name: video for video in found}.values())
 
-    items = videos
-
     def paths(self, split: str) -> list[Path]:
         """Files and folders that the videos of a split come from, each once."""
         return list(dict.fromkeys(video.path for video in self.videos(split)))
