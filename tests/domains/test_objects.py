@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pointadapt.analysis.describe import works_on
+from pointadapt.backbones.weights import ASSETS
 from pointadapt.checkpoint import trained_state
 from pointadapt.data.object_set import ObjectSet
 from pointadapt.domains.domain import Asked, open_domain
@@ -66,6 +67,14 @@ def test_defaults_are_the_kinds_own(tmp_path):
         *("scenes", 2, 2e-3, "linear", "onecycle"),
     )
     assert Run(tmp_path / "shapes", batch_size=3).batch_size == 3
+
+
+@pytest.mark.skipif(not (ASSETS / "nano-mae.safetensors").is_file(), reason="its weights are not bundled")
+def test_the_bundled_backbone_is_the_default(tmp_path):
+    write_shapes(tmp_path / "shapes")
+    run = Run(tmp_path / "shapes", tmp_path / "run", steps=1, batch_size=2, points=128, select="last")
+    assert (run.backbone, run.method) == ("nano-mae", "lora")
+    assert train(run)["steps"] == 1
 
 
 def test_run_json_names_what_was_resolved(finished):
