@@ -6,6 +6,7 @@ pointadapt evaluate runs/site-a --split test --tta 4
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from pointadapt.domains.domain import Asked, open_domain, remembered_domain
 from pointadapt.domains.models import load_model
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
-from pointadapt.metrics import Absent
+from pointadapt.metrics import Absent, scores
 from pointadapt.predict import with_views
-from pointadapt.run import Run
+from pointadapt.run import Run, read_json
 
 #: Scans or shapes that report.html shows in 3D.
 SCENES = 3
@@ -79,3 +80,48 @@ def evaluate(
     notes = [f"Augmentation in training: {domain.run.transform}. {selection}", *found.notes]
     write_report(run.folder / "report.html", title, [Result.from_run(run.folder)], found.scenes, notes=notes)
     return result
+
+
+def pool(folders: Sequence[Path | str]) -> dict[str, Any]:
+    """Scores of the summed confusions of several runs' last evaluations: the 6-fold figures of S3DIS.
+
+    folders   of runs with an evaluation.json each, which split the points among them
+    Raises UserError when one is missing, or they differ in classes, in how absent classes count or in views, or two
+    scored the same data.
+    """
+    results = []
+    for folder in map(Path, folders):
+        file = folder / "evaluation.json"
+        if not file.is_file():
+            raise UserError(f"{folder} has no evaluation.json: score it first with pointadapt evaluate {folder}")
+        results.append({**json.loads(file.read_text()), "run": str(folder)})
+    if len(results) < 2:
+        raise UserError("pooling needs the folders of two runs or more")
+    first = results[0]
+    for result in results:
+        if result.get("kind", "scenes") != "scenes":
+            raise UserError(f"{result['run']} is for {result['kind']}: only evaluations of scenes can be pooled")
+        for key in ("classes", "absent", "tta"):
+            if result[key] != first[key]:
+                raise UserError(f"{result['run']} and {first['run']} differ in {key}: they cannot be pooled")
+    seen: dict[Any, str] = {}
+    for result in results:
+        content = read_json(Path(result["run"]) / "run.json")
+        scans = json.dumps(content["dataset"]["splits"].get(result["split"]))
+        scored = (content["run"]["data"], result["split"], scans)
+        if scored in seen:
+            raise UserError(f"{result['run']} and {seen[scored]} scored the same scans: each fold counts once")
+        seen[scored] = result["run"]
+    confusion = torch.stack([torch.tensor(result["confusion"]) for result in results]).sum(0)
+    further = {"mIoU of the folds, mean": sum(result["miou"] for result in results) / len(results)}
+    return {
+        "run": ", ".join(result["run"] for result in results),
+        "kind": "scenes",
+        "split": f"{len(results)} folds",
+        "tta": first["tta"],
+        "classes": first["classes"],
+        **scores(confusion, first["absent"]).as_dict(),
+        "absent": first["absent"],
+        "further": further,
+        "confusion": confusion.tolist(),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +75,38 @@ def scores(confusion: Tensor, absent: Absent = "exclude") -> Scores:
     total = float(truth.sum())
     allacc = float(hit.sum()) / total if total else 0.0
     return Scores(_mean(iou), _mean(recall), allacc, iou, recall, int(total))
+
+
+def group_scores(
+    iou: Sequence[float | None], names: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> dict[str, float | None]:
+    """ "mIoU GROUP" -> mean IoU of the classes of each group that have one, None where none has (head, common and tail
+    of ScanNet200)."""
+    value = dict(zip(names, iou, strict=True))
+    found: dict[str, float | None] = {}
+    for group, members in groups.items():
+        known = [value[name] for name in members if value[name] is not None]
+        found[f"mIoU {group}"] = _mean(known) if known else None
+    return found
+
+
+def top_k_confusion(probability: Tensor, labels: Tensor, k: int) -> Tensor:
+    """[C, C] int64 counts of points with several labels: one is right when any of its labels is among the k most
+    probable classes.
+
+    probability [N, C]; labels [N, m] int64, the first counts as the point's own, -1 = none; points without a first
+    label do not count. A point that is right counts for the most probable class that is among its labels, one that is
+    wrong as its first label taken for the most probable class. So the toolkit of ScanNet++ is described; whether it
+    does the same in every tie is not checked.
+    """
+    classes = probability.shape[1]
+    labelled = labels[:, 0] >= 0
+    labels = labels[labelled]
+    best = probability[labelled].topk(k, 1).indices
+    hit = (best[:, :, None] == labels[:, None, :]).any(2)  # [N, k]
+    matched = best.gather(1, hit.int().argmax(1, keepdim=True))[:, 0]
+    right = hit.any(1)
+    return confusion_matrix(torch.where(right, matched, best[:, 0]), torch.where(right, matched, labels[:, 0]), classes)
 
 
 def classification_scores(confusion: Tensor) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def scores_table(result: dict[str, Any]) -> Table:
             made.add_row(f"shapes: {name}", percent(value))
     for key, heading in kind.scores.items():
         made.add_row(heading, percent(result[key]))
+    for heading, value in result.get("further", {}).items():
+        made.add_row(heading, percent(value))
     return made
 
 
@@ -94,7 +96,10 @@ def result_table(result: dict[str, Any]) -> Table:
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
-IN_WORDS = "points: features of single points, for scenes and objects; tokens: of groups of points, for objects"
+IN_WORDS = (
+    "points: features of single points and attention, for scenes and objects; voxels: convolutions, for scenes; "
+    "tokens: groups of points, for objects"
+)
 
 
 def methods_table() -> Table:
@@ -151,9 +156,11 @@ def backbones_table() -> Table:
 
 def backbone_kind(config: Any) -> str:
     """The ``kind`` of the network that a config describes."""
-    from pointadapt.backbones.ptv3 import PTv3Config
+    from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+    from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 
-    return "points" if isinstance(config, PTv3Config) else "tokens"
+    known = {PTv3Config: PTv3.kind, SparseUNetConfig: SparseUNet.kind}
+    return known.get(type(config), "tokens")
 
 
 def first_sentence(thing: Any) -> str:
@@ -266,7 +273,7 @@ def describe_checkpoint(path: Path) -> Table:
     backbone = load_backbone(path)
     parameters = sum(p.numel() for p in backbone.parameters())
     values: dict[str, Any] = {"parameters": f"{parameters:,}"}
-    if backbone.kind == "points":
+    if backbone.kind != "tokens":
         values["features per point"] = backbone.dense_channels
     else:
         values["features per token"] = backbone.out_channels

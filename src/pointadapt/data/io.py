@@ -16,6 +16,8 @@ from pointadapt.errors import UserError
 
 #: File ending -> module of :mod:`pointadapt.data.formats`, imported when first needed.
 FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "e57", ".npy": "npy", ".npz": "npy"}
+#: Lidar frames without a header: only their name and place tell that they are any.
+FRAMES = ".bin"
 SUPPORTED = ", ".join(FORMATS)
 #: A disk with fewer bytes left is why a file could not be written.
 FULL = 1 << 14
@@ -58,16 +60,16 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
     classes     [N] int, raw class ids     confidence  [N] float, 0-1; both in the order of ``read_scan(source)``
 
     LAS and LAZ take the class as ``classification`` (see formats/las.py for ids that do not fit), all others as
-    ``class``; fields of these names in the source are replaced. The source is never touched, and the target appears
-    whole or not at all.
+    ``class``; fields of these names in the source are replaced. Of a headless lidar frame (.bin) only the classes are
+    written, as a .label file. The source is never touched, and the target appears whole or not at all.
     Raises UserError if target is source, has another format, or cannot be written (disk full).
     """
     source, target = Path(source), Path(target)
     module = format_of(source)
     if target.exists() and target.samefile(source):
         raise UserError(f"{target}: the output would overwrite its own input; choose another name")
-    if kind(target) != kind(source) and not source.is_dir():
-        raise UserError(f"{target}: the output has the format of the input; call it {target.stem}{source.suffix}")
+    if kind(target) != kind(source.with_suffix(ending(source))) and not source.is_dir():
+        raise UserError(f"{target}: the output has the format of the input; call it {target.stem}{ending(source)}")
     if target.is_dir() and not (source.is_dir() and (target / "coord.npy").is_file()):
         raise UserError(f"{target}: a folder of that name exists already; choose another name")
     if len(classes) != len(confidence):
@@ -91,8 +93,30 @@ def is_scan(path: Path) -> bool:
     """Whether it holds points, by its name; an array of labels beside an array of points does not."""
     if path.is_dir():
         return (path / "coord.npy").is_file()
+    if path.suffix.lower() == FRAMES:
+        return path.name.endswith(".pcd.bin") or path.parent.name == "velodyne"
     beside = path.suffix.lower() == ".npy" and path.stem.endswith(("_labels", "_label"))
     return path.suffix.lower() in FORMATS and not beside
+
+
+def walk_scans(folder: Path) -> list[Path]:
+    """All scans below a folder, in name order; what is hidden is left out."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if here != folder and is_scan(here):
+            folders.clear()
+            found.append(here)
+            continue
+        paths = [here / name for name in files if not name.startswith(".")]
+        found += [path for path in paths if is_scan(path)]
+    return sorted(found)
+
+
+def ending(source: Path) -> str:
+    """Of the file that labels of a scan are written to: its own, except where that has no room for them."""
+    return ".label" if source.suffix.lower() == FRAMES else source.suffix
 
 
 def format_of(path: Path) -> ModuleType:
@@ -102,6 +126,8 @@ def format_of(path: Path) -> ModuleType:
         name = "npy"
     elif path.suffix.lower() in FORMATS:
         name = FORMATS[path.suffix.lower()]
+    elif path.suffix.lower() == FRAMES:
+        name = "lidar"
     else:
         raise UserError(f"{path}: unknown format {path.suffix or 'without ending'!r}; supported are {SUPPORTED}")
     return importlib.import_module(f"pointadapt.data.formats.{name}")

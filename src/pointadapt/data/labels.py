@@ -1,9 +1,16 @@
-"""Fewer labels to learn from: a share of the training items, or a number of labelled points per scan."""
+"""Fewer labels to learn from: a share of the training items, a number of labelled points per scan, or official lists.
+
+The lists of ScanNet's data-efficient benchmark are files: names of scenes (``scenes/1.txt``), or the indices of the
+labelled points of each scene (``points/points20``, a torch file; .json and .npz with the same content are read, too).
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +18,7 @@ import numpy as np
 from pointadapt.data.episodes import subset
 from pointadapt.data.object_set import ObjectSet
 from pointadapt.data.scans import DataSet
+from pointadapt.data.split_lists import scan_of
 from pointadapt.errors import UserError
 
 ALL = "100%"
@@ -19,12 +27,15 @@ ALL = "100%"
 def parse_labels(text: str) -> tuple[float, int | None]:
     """(share of the training items in (0, 1], labelled points per scan or None) of "10%" or "200pts".
 
-    Raises UserError for any other text.
+    A file with a list is neither: (1, None). Raises UserError for any other text.
     """
+    if Path(text).is_file():
+        return 1.0, None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|pts)\s*", text)
     if not found or not 0 < float(found[1]) <= (100 if found[2] == "%" else 1e9):
         raise UserError(
-            f"labels is {text!r}; write a share of the training items such as 10%, or points per scan: 200pts"
+            f"labels is {text!r}; write a share of the training items such as 10%, points per scan such as 200pts, "
+            f"or a file that lists scans or points"
         )
     return (float(found[1]) / 100, None) if found[2] == "%" else (1.0, int(float(found[1])))
 
@@ -40,10 +51,79 @@ def fewer_items(dataset: Any, share: float, seed: int) -> Any:
     if isinstance(dataset, ObjectSet):
         return subset(dataset, share, seed)
     assert isinstance(dataset, DataSet)
-    scans = dataset.splits.get("train", ())
+    scans = dataset.scans("train")
     order = np.random.default_rng([seed, 41]).permutation(len(scans))
     kept = sorted(order[: max(1, round(share * len(scans)))].tolist())
     return replace(dataset, splits={**dataset.splits, "train": tuple(scans[i] for i in kept)})
+
+
+def listed_scans(dataset: Any, labels: str) -> Any:
+    """The data set with the training scans that the .txt file ``labels`` names, a line each; itself for other labels.
+
+    Raises UserError for a name that is no training scan.
+    """
+    file = Path(labels)
+    if file.suffix != ".txt" or not file.is_file():
+        return dataset
+    if not isinstance(dataset, DataSet):
+        raise UserError(f"labels is {labels}: lists of scans are for scenes; give a share of the training items")
+    scans = {scan_name(entry): entry for entry in dataset.scans("train")}
+    names = [scan_name(line) for line in file.read_text().splitlines() if line.strip()]
+    unknown = next((name for name in names if name not in scans), None)
+    if unknown is not None or not names:
+        what = f"lists {unknown!r}, which is no training scan of {dataset.file}" if names else "lists no scan"
+        raise UserError(f"{file} {what}: it needs one name a line, such as {next(iter(scans), 'scene0000_00')}")
+    kept = tuple(scans[name] for name in dict.fromkeys(names))
+    return replace(dataset, splits={**dataset.splits, "train": kept})
+
+
+def scan_name(path: Path | str) -> str:
+    """Its last part without an ending, as lists have it."""
+    return Path(scan_of(str(path).strip())).stem
+
+
+def listed_points(labels: str) -> dict[str, np.ndarray] | None:
+    """Scan name -> indices of its labelled points, where ``labels`` is a file of them; None for other labels.
+
+    Raises UserError when the file holds anything else.
+    """
+    file = Path(labels)
+    if file.suffix == ".txt" or not file.is_file():
+        return None
+    try:
+        if file.suffix == ".json":
+            content = json.loads(file.read_text())
+        elif file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as archive:
+                content = dict(archive)
+        else:
+            content = load_torch(file)
+        return {str(name): np.asarray(rows, np.int64).reshape(-1) for name, rows in content.items()}
+    except Exception as error:  # each reader has its own ways to say so
+        raise UserError(
+            f"{file}: not readable as point indices under the name of each scan ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def load_torch(file: Path) -> Any:
+    """A torch file of plain containers, numbers and arrays; foreign code in it is never run."""
+    import torch
+
+    core: Any = importlib.import_module("numpy._core.multiarray")
+    allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("i4", "i8", "u4", "u8"))]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
+        allowed += [(core._reconstruct, f"{module}._reconstruct"), (core.scalar, f"{module}.scalar")]
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def keep_points(segment: np.ndarray, rows: np.ndarray, source: Any) -> np.ndarray:
+    """A copy of labels [N] in which those of the listed ``rows`` are left. Raises UserError for rows out of range."""
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(segment):
+        raise UserError(f"{source}: the list of labelled points goes to {rows.max()}, but it has {len(segment)} points")
+    fewer = np.full_like(segment, -1)
+    fewer[rows] = segment[rows]
+    return fewer
 
 
 def keep_labels(segment: np.ndarray, count: int, seed: int) -> np.ndarray:

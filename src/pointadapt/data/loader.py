@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pointadapt.data.formats.lidar import labels_beside
+from pointadapt.data.labels import keep_points
 from pointadapt.data.scans import DataSet
 from pointadapt.data.tiles import tiles
 from pointadapt.data.transforms import Sample, Transform, take
@@ -38,6 +40,7 @@ class ScanDataset(Dataset):
     cache        folder for prepared scans (memory-mapped, shared by workers, found again by the next run);
                  None keeps them in memory
     repeat       passes over the scans that make up one epoch
+    points       scan name -> indices of the points whose labels are known, for training with few of them
     """
 
     def __init__(
@@ -50,10 +53,11 @@ class ScanDataset(Dataset):
         limit: int = 500_000,
         cache: Path | str | None = None,
         repeat: int = 1,
+        points: dict[str, np.ndarray] | None = None,
     ):
         self.dataset, self.split, self.transform, self.seed, self.repeat = dataset, split, transform, seed, repeat
         self.train = split == "train" if train is None else train
-        self.limit = limit
+        self.limit, self.points = limit, points
         self.cache = Path(cache) if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by worker processes too
         self.items: list[Sample | Path] = []
@@ -104,7 +108,11 @@ class ScanDataset(Dataset):
     def _cut(self, path: Path) -> list[Sample]:
         sample = self.dataset.read(path)
         if self.train:
-            sample = thin(sample, self.dataset.voxel, np.random.default_rng(self.seed))
+            sample.pop("more_segments", None)  # learned from is the first label
+            if self.points is not None:
+                rows = self.listed(path)
+                sample = {**sample, "segment": keep_points(sample["segment"], rows, path)}
+            sample = thin(sample, self.dataset.voxel, np.random.default_rng(self.seed), self.points is not None)
         sample = {**sample, "color": sample["color"].astype(np.uint8), "segment": sample["segment"].astype(np.int16)}
         items = []
         margin = 0.0 if self.train else 25 * self.dataset.voxel
@@ -116,20 +124,36 @@ class ScanDataset(Dataset):
 
     def _fingerprint(self, path: Path) -> str:
         """Changes with the file and with whatever decides how it is prepared."""
-        newest = max((path, *path.glob("*.npy")), key=lambda file: file.stat().st_mtime_ns).stat()
+        apart = [file for file in (self.dataset.label_files.get(path), labels_beside(path)) if file]
+        newest = max((path, *path.glob("*.npy"), *apart), key=lambda file: file.stat().st_mtime_ns).stat()
         recipe = {k: v for k, v in self.dataset.as_dict().items() if k != "splits"}
         state = [str(path.resolve()), newest.st_mtime_ns, newest.st_size]
         parts = [*state, recipe, self.train, self.limit, self.seed, KEEP]
+        parts += [] if self.points is None else [self.listed(path).tolist()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def listed(self, path: Path) -> np.ndarray:
+        """Indices of the points of a training scan whose labels are known. Raises UserError where it is not listed."""
+        assert self.points is not None
+        rows = self.points.get(path.name, self.points.get(path.stem))
+        if rows is None:
+            raise UserError(f"the list of labelled points has none for the training scan {path}")
+        return rows
 
-def thin(sample: Sample, grid_size: float, rng: np.random.Generator) -> Sample:
-    """At most KEEP random points of each voxel."""
+
+def thin(sample: Sample, grid_size: float, rng: np.random.Generator, labelled_first: bool = False) -> Sample:
+    """At most KEEP random points of each voxel; with ``labelled_first`` only labelled ones where a voxel has any."""
     shuffled = rng.permutation(len(sample["coord"]))
+    if labelled_first:
+        shuffled = shuffled[np.argsort(sample["segment"][shuffled] < 0, kind="stable")]
     cells, _ = grid_index(torch.from_numpy(sample["coord"][shuffled]), grid_size)
     voxels = voxelize(cells)
     rank = torch.arange(len(cells)) - voxels.start.repeat_interleave(voxels.count)
-    keep = voxels.order[rank < KEEP].numpy()
+    few = rank < KEEP
+    if labelled_first:
+        known = torch.from_numpy(sample["segment"][shuffled] >= 0)[voxels.order]
+        few &= known | ~known[voxels.start].repeat_interleave(voxels.count)
+    keep = voxels.order[few].numpy()
     return take(sample, np.sort(shuffled[keep]))
 
 

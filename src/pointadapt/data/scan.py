@@ -37,6 +37,7 @@ class Scan:
     color   [N, 3] uint8, or None when the file has no colour or an all-zero one
     normal  [N, 3] float32, or None
     label   [N] int64 raw class ids, -1 where the file has none for a point; None when it has no label field
+    more_labels  [N, k] int64 further labels of each point, -1 where there is none; None when a point has only one
     extras  other values per point: [N] each; intensity, return_number, number_of_returns where the file has them
     """
 
@@ -47,6 +48,7 @@ class Scan:
     label: np.ndarray | None = None
     label_field: str | None = None
     extras: dict[str, np.ndarray] = field(default_factory=dict)
+    more_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.coord)
@@ -82,6 +84,7 @@ def assemble(path: Path, fields: dict[str, np.ndarray], label_field: str | None 
         label=label,
         label_field=found,
         extras=extras,
+        more_labels=None if found is None else more_labels(path, found, np.asarray(fields[found])),
     )
 
 
@@ -120,6 +123,13 @@ def as_label(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "buif":
         raise UserError(f"{path}: the field {name!r} holds no numbers, so no class ids; set label_field")
     return values.astype(np.int64)
+
+
+def more_labels(path: Path, name: str, values: np.ndarray) -> np.ndarray | None:
+    """[N, k] all but the first of several labels per point."""
+    if values.ndim != 2 or values.shape[1] < 2:
+        return None
+    return np.stack([as_label(path, name, column) for column in values.T[1:]], 1)
 
 
 def as_color(values: np.ndarray) -> np.ndarray | None:

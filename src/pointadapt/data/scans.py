@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pointadapt.data.formats.lidar import read_labels
 from pointadapt.data.geometry import estimate_normals
 from pointadapt.data.io import is_scan, read_scan
 from pointadapt.data.scan import Scan
+from pointadapt.data.split_lists import expand, labels_of, scan_of
 from pointadapt.data.transforms import TRAIN_TRANSFORMS, Sample
 from pointadapt.errors import UserError
 from pointadapt.kinds import YAML
@@ -35,14 +37,16 @@ class DataSet:
 
     classes      raw id in the files -> name, in the order of the model's outputs; ids with one name are one class
     ignore       raw ids that are neither learned nor scored (-1 never is)
-    splits       train, val, test -> paths relative to the folder
+    splits       train, val, test -> paths relative to the folder: scans, folders of them, lists (data/split_lists.py)
     label_field  field with the labels; None: the first known name
     grid_size    edge of a voxel in the files' unit (metres)
     scale        factor on coordinates, so that a voxel has the edge ``grid_size * scale`` the backbone was trained on
-    color        "rgb", "none", or three fields of the files that take its place: name -> value that becomes 255
+    color        "rgb", "none", or one or three fields of the files that take its place: name -> value that becomes 255
     normals      "file" (estimated where a file has none), "estimate" or "none"
     up           the files' upward axis: z, y or -y
     transform    training transforms: a name of TRAIN_TRANSFORMS
+    groups       name -> classes whose mean IoU is told apart (head, common and tail of ScanNet200)
+    top_k        points may have several labels; evaluation adds IoU where any of the k most probable classes counts
     """
 
     folder: Path
@@ -56,6 +60,8 @@ class DataSet:
     normals: str = "estimate"
     up: str = "z"
     transform: str = "indoor"
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    top_k: int | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> DataSet:
@@ -77,6 +83,7 @@ class DataSet:
             for scan in dataset.paths(split):
                 if not scan.exists():
                     raise UserError(f"{file}: splits.{split} lists {scan}, which does not exist")
+        refuse_twice(file, (scan_of(entry) for split in dataset.splits for entry in dataset.scans(split)))
         return dataset
 
     @classmethod
@@ -102,12 +109,18 @@ class DataSet:
         both = sorted(set(dataset.classes) & set(dataset.ignore))
         if both:
             raise UserError(f"{file}: label id {both[0]} is both in `classes` and in `ignore`; take it out of one")
+        unknown = [name for names in dataset.groups.values() for name in names if name not in dataset.names]
+        if unknown:
+            raise UserError(f"{file}: `groups` names {unknown[0]!r}, which is no name in `classes`")
+        if dataset.top_k is not None and dataset.top_k > len(dataset.names):
+            raise UserError(f"{file}: `top_k` is {dataset.top_k}, but there are only {len(dataset.names)} classes")
         return dataset
 
     def as_dict(self) -> dict[str, Any]:
         """All but the folder, in types that JSON and YAML know; JSON turns the ids of classes into strings."""
         values = {k: v for k, v in asdict(self).items() if k != "folder"}
-        return {**values, "ignore": list(self.ignore), "splits": {k: list(v) for k, v in self.splits.items()}}
+        lists = {key: {k: list(v) for k, v in values[key].items()} for key in ("splits", "groups")}
+        return {**values, "ignore": list(self.ignore), **lists}
 
     @property
     def file(self) -> Path:
@@ -131,7 +144,24 @@ class DataSet:
     def paths(self, split: str) -> list[Path]:
         if split not in SPLITS:
             raise UserError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-        return [self.folder / scan for scan in self.splits.get(split, ())]
+        return [self.folder / scan_of(entry) for entry in self.scans(split)]
+
+    def scans(self, split: str) -> tuple[str, ...]:
+        """Entries of a split with folders and lists taken apart: one a scan. Reads those, once."""
+        if split not in self._scans:
+            entries = self.splits.get(split, ())
+            self._scans[split] = tuple(one for entry in entries for one in expand(self.folder, entry, self.file))
+        return self._scans[split]
+
+    @cached_property
+    def _scans(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def label_files(self) -> dict[Path, Path]:
+        """Scan -> the file with its labels, for those that a list gives one."""
+        entries = [entry for split in self.splits for entry in self.scans(split)]
+        return {self.folder / scan_of(e): self.folder / apart for e in entries if (apart := labels_of(e)) is not None}
 
     def index(self, label: np.ndarray, path: Path | str = "") -> np.ndarray:
         """[N] int64 class index of raw ids, -1 for ignored ones. Raises UserError on ids that the yaml lacks."""
@@ -147,7 +177,10 @@ class DataSet:
 
     def read(self, path: Path | str, labels: bool = True) -> Sample:
         """Read and prepare a scan. With ``labels``, raises UserError if the file has no label field."""
-        scan = read_scan(path, self.label_field if labels else None)
+        apart = self.label_files.get(Path(path)) if labels else None
+        scan = read_scan(path, self.label_field if labels and apart is None else None)
+        if apart is not None:
+            scan = replace(scan, label=read_labels(apart, len(scan), scan.path), label_field="label")
         if labels and scan.label is None:
             raise UserError(f"{path}: no label field known by name in it; set `label_field` in {self.file}")
         return self.prepare(scan, labels=labels)
@@ -164,6 +197,9 @@ class DataSet:
         sample["normal"] = self._normal(scan, rows, coord)
         if labels and scan.label is not None:
             sample["segment"] = self.index(scan.label[rows], scan.path)
+            if self.top_k is not None and scan.more_labels is not None:
+                more = [self.index(column[rows], scan.path) for column in scan.more_labels.T]
+                sample["more_segments"] = np.stack(more, 1)
         return {**sample, "name": scan.path.name}
 
     def _color(self, scan: Scan, rows: np.ndarray | slice) -> np.ndarray:
@@ -174,7 +210,7 @@ class DataSet:
                     has = ", ".join(scan.extras) or "no further fields"
                     raise UserError(f"{scan.path}: no field {name!r}, which {self.file} uses as colour; it has {has}")
                 channels.append(np.clip(scan.extras[name][rows] * (255 / full), 0, 255))
-            return np.stack(channels, 1).round().astype(np.float32)
+            return np.stack(channels * (3 // len(channels)), 1).round().astype(np.float32)
         if scan.color is None or self.color == "none":
             return np.zeros((len(scan.coord[rows]), 3), np.float32)
         return scan.color[rows].astype(np.float32)
@@ -225,10 +261,14 @@ def check_splits(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
         if not isinstance(scans or [], list | tuple):
             raise wrong(file, f"{key}.{split}", scans, "a list of paths")
         splits[split] = tuple(str(scan) for scan in scans or [])
-    twice = repeated(scan for scans in splits.values() for scan in scans)
+    refuse_twice(file, (scan for scans in splits.values() for scan in scans))
+    return splits
+
+
+def refuse_twice(file: Any, scans: Iterable[str]) -> None:
+    twice = repeated(scans)
     if twice:
         raise UserError(f"{file}: {twice} is listed twice in `splits`; a scan learned from cannot be a test as well")
-    return splits
 
 
 def repeated(names: Iterable[str]) -> str | None:
@@ -243,10 +283,10 @@ def check_positive(file: Any, key: str, value: Any) -> float:
 
 
 def check_color(file: Any, key: str, value: Any) -> str | dict[str, float]:
-    if isinstance(value, dict) and len(value) == 3:
+    if isinstance(value, dict) and len(value) in (1, 3):
         return {str(name): check_positive(file, f"{key}.{name}", full) for name, full in value.items()}
     if value not in ("rgb", "none"):
-        raise wrong(file, key, value, "rgb, none, or three fields with the value that becomes full scale, as in "
+        raise wrong(file, key, value, "rgb, none, or one or three fields with the value that becomes full scale, as in "
                     "{intensity: 2000, return_number: 5, number_of_returns: 5}")  # fmt: skip
     return value
 
@@ -254,6 +294,18 @@ def check_color(file: Any, key: str, value: Any) -> str | dict[str, float]:
 def check_text(file: Any, key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise wrong(file, key, value, "the name of a field")
+    return value
+
+
+def check_groups(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict) or not all(isinstance(names, list | tuple) and names for names in value.values()):
+        raise wrong(file, key, value, "lists of class names under the name of each group")
+    return {str(group): tuple(str(name) for name in names) for group, names in value.items()}
+
+
+def check_top_k(file: Any, key: str, value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise wrong(file, key, value, "a whole number of classes, at least 1")
     return value
 
 
@@ -277,4 +329,6 @@ CHECKS = {
     "normals": one_of(NORMALS),
     "up": one_of(tuple(UP)),
     "transform": one_of(tuple(TRAIN_TRANSFORMS)),
+    "groups": check_groups,
+    "top_k": check_top_k,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import yaml
 
 from pointadapt.data.geometry import spacing
-from pointadapt.data.io import is_scan, read_scan
+from pointadapt.data.io import read_scan, walk_scans
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import YAML, DataSet
 from pointadapt.errors import UserError
@@ -46,19 +45,10 @@ def find_scans(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found: list[Path] = []
-    for place, folders, files in os.walk(folder):
-        here = Path(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if here != folder and is_scan(here):
-            folders.clear()
-            found.append(here)
-            continue
-        paths = [here / name for name in files if not name.startswith(".")]
-        found += [path for path in paths if is_scan(path)]
+    found = walk_scans(folder)
     if not found:
         raise UserError(f"{folder}: no scans in it; supported are LAS, LAZ, PLY, PCD, E57, NPY and NPZ files")
-    return sorted(found)
+    return found
 
 
 def survey(folder: Path | str, label_field: str | None = None) -> list[FileSurvey]:

@@ -26,7 +26,7 @@ from pointadapt.ops.voxel import grid_index, grid_sample, voxelize
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
-PER_POINT = ("coord", "color", "normal", "segment", "grid_coord", "feat", "index")
+PER_POINT = ("coord", "color", "normal", "segment", "more_segments", "grid_coord", "feat", "index")
 
 
 def take(sample: Sample, rows: np.ndarray) -> Sample:
@@ -421,8 +421,14 @@ def aerial_train(grid_size: float = 0.02, points: int = 102_400) -> Compose:
     )
 
 
+def s3dis_train(grid_size: float = 0.02, points: int = 204_800) -> Compose:
+    """:func:`indoor_train` on the nearest 60 % of a room's voxels: the published recipe for whole rooms of S3DIS."""
+    return indoor_train(grid_size, points, rate=0.6)
+
+
 TRAIN_TRANSFORMS: dict[str, Callable[..., Compose]] = {
     "indoor": indoor_train,
+    "s3dis": s3dis_train,
     "outdoor": outdoor_train,
     "aerial": aerial_train,
 }

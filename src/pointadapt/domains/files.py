@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pointadapt.data.io import is_scan, kind
+from pointadapt.data.io import ending, is_scan, kind
 from pointadapt.data.survey import find_scans
 from pointadapt.errors import UserError
 
@@ -27,14 +27,14 @@ def file_jobs(
         if others := sorted(str(file.relative_to(source)) for file in files - set(scans)):
             print(f"left alone, no scans: {', '.join(others)}", file=sys.stderr)
         out = out or source.with_name(f"{source.name}_labelled")
-        jobs = [(scan, out / scan.relative_to(source)) for scan in scans]
+        jobs = [(scan, out / scan.relative_to(source).with_suffix(ending(scan))) for scan in scans]
     else:
-        jobs = [(source, out or source.with_name(f"{source.stem}_labelled{source.suffix}"))]
+        jobs = [(source, out or source.with_name(f"{source.stem}_labelled{ending(source)}"))]
     for scan, target in jobs:
         if target.exists() and target.samefile(scan):
             raise UserError(f"{target} is the scan itself: give --out another name, the input is never written to")
-        if kind(target) != kind(scan) and not scan.is_dir():
-            raise UserError(f"{target} has another format than {scan.name}: end its name with {scan.suffix}")
+        if kind(target) != kind(scan.with_suffix(ending(scan))) and not scan.is_dir():
+            raise UserError(f"{target} has another format than {scan.name}: end its name with {ending(scan)}")
         if target.is_dir() and not scan.is_dir():
             raise UserError(f"{target} is a folder: give --out a file name")
         if target.exists() and not overwrite:

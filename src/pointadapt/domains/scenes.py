@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.data.io import read_scan, write_labels
-from pointadapt.data.labels import keep_labels, parse_labels
+from pointadapt.data.labels import keep_labels, listed_points, parse_labels
 from pointadapt.data.loader import ScanDataset, collate_batch
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import UP, DataSet
@@ -28,7 +28,7 @@ from pointadapt.data.transforms import (
 from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, give_back_memory, process
 from pointadapt.domains.files import file_jobs
 from pointadapt.errors import UserError
-from pointadapt.metrics import confusion_matrix, scores, sum_over_processes
+from pointadapt.metrics import confusion_matrix, group_scores, scores, sum_over_processes, top_k_confusion
 from pointadapt.run import Run
 from pointadapt.tasks.segmentation import Segmentation
 
@@ -51,6 +51,9 @@ class Scenes(Domain):
     def remembered(cls, content: Any, run: Run, file: Path) -> DataSet:
         return DataSet.from_dict(content, run.data, file)
 
+    def train_size(self) -> int:
+        return len(self.dataset.scans("train"))
+
     def transforms(self) -> dict[str, Any]:
         return TRAIN_TRANSFORMS
 
@@ -59,7 +62,8 @@ class Scenes(Domain):
 
     def items(self, split: str, train: bool = False) -> ScanDataset:
         if train:
-            return ScanDataset(self.dataset, split, seed=self.run.seed, cache=self.run.cache)
+            points = listed_points(self.run.labels)
+            return ScanDataset(self.dataset, split, seed=self.run.seed, cache=self.run.cache, points=points)
         return ScanDataset(self.dataset, split, train=False, limit=self.run.tile, cache=self.run.cache)
 
     def draw(self, items: ScanDataset, index: int, rng: np.random.Generator) -> Sample:
@@ -76,23 +80,34 @@ class Scenes(Domain):
     def evaluate(
         self, model: nn.Module, items: ScanDataset, device: torch.device, asked: Asked, shown: int = 0
     ) -> Found:
-        """Scores on the original points of all scans, and the confusion [classes, classes]."""
+        """Scores on the original points of all scans, and the confusion [classes, classes].
+
+        ``further`` has the mean IoU of the data set's groups of classes, and of its top_k with several labels.
+        """
         if asked.corruption:
             raise UserError("corruptions are for single objects: leave the corruption out")
         rank, processes = process()
         counts = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
+        tops = {k: counts.clone() for k in sorted({1, self.dataset.top_k})} if self.dataset.top_k else {}
         views: list[dict[str, Any]] = []
         for index in range(rank, len(items), processes):
             sample = items[index]
-            found = vote(model, sample, self.dataset.voxel, self.run, device, asked.views).argmax(1)
+            probability = vote(model, sample, self.dataset.voxel, self.run, device, asked.views)
+            found = probability.argmax(1)
             if len(views) < shown:
                 kept = {key: sample[key] for key in ("name", "coord", "color", "segment")}
                 views.append({**kept, "predicted": found.numpy(), "classes": self.names})
             counts += confusion_matrix(found, torch.from_numpy(sample["segment"]), len(self.names))
+            for k in tops:
+                tops[k] += top_k_confusion(probability, all_labels(sample), k)
             give_back_memory()
         counts = sum_over_processes(counts)
-        details = {"absent": asked.absent, "confusion": counts.tolist()}
-        return Found(scores(counts, asked.absent).as_dict(), details, views)
+        result = scores(counts, asked.absent)
+        further = group_scores(result.iou, self.names, self.dataset.groups)
+        for k, matrix in tops.items():
+            further[f"mIoU top-{k}, any label"] = scores(sum_over_processes(matrix), asked.absent).miou
+        details = {"absent": asked.absent, "further": further, "confusion": counts.tolist()}
+        return Found(result.as_dict(), details, views)
 
     def jobs(self, source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
         return file_jobs(source, out, overwrite)
@@ -100,6 +115,14 @@ class Scenes(Domain):
     def label(self, model: nn.Module, source: Path, target: Path, device: torch.device, show: Show) -> None:
         found, confidence = classify(model, self.dataset, read_scan(source), self.run, device, show)
         write_labels(source, target, self.dataset.raw_ids[found], confidence)
+
+
+def all_labels(sample: Sample) -> Tensor:
+    """[N, k] int64 class indices of every point, its first label in column 0."""
+    first = torch.from_numpy(sample["segment"])[:, None]
+    if "more_segments" not in sample:
+        return first
+    return torch.cat([first, torch.from_numpy(sample["more_segments"].astype(np.int64))], 1)
 
 
 def classify(
