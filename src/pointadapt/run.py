@@ -45,6 +45,7 @@ class Run:
     weights: Literal["default", "random"] = option("default", "random = no pretraining, as a control.")
     compat: Literal["clean", "official"] = option("clean", "official = with the known defects of the official code.")
     architecture: str | None = option(None, "Backbone name whose architecture a bare checkpoint file has.")
+    groups: int | None = option(None, "Groups a shape is cut into (published: 64; ScanObjectNN, parts 128).")
     decoder: bool = option(False, "Put the PTv3 decoder on an encoder-only backbone and train it with the head.")
     method: str = by_kind("method", "Adaptation method (pointadapt methods lists them and their options).")
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the method, by name."})
@@ -110,9 +111,8 @@ class Run:
 
     def check(self) -> None:
         """Raises UserError naming the first field that makes no sense."""
-        least: dict[str, int] = dict(
-            steps=1, epochs=1, batch_size=1, grad_accum=1, num_workers=0, threads=0, eval_every=1, tta=0, tile=1
-        )
+        counts = ("steps", "epochs", "groups", "batch_size", "grad_accum", "eval_every", "tile")
+        least: dict[str, int] = {**dict.fromkeys(counts, 1), "num_workers": 0, "threads": 0, "tta": 0}
         least["points"] = 1 if self.kind == SCENES.name else 0
         for name, low in least.items():
             if getattr(self, name) is not None and getattr(self, name) < low:

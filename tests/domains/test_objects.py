@@ -206,6 +206,16 @@ def test_every_method_segments_parts(tmp_path, method):
     assert evaluate(run)["shapes"] == 2
 
 
+def test_groups_are_the_run_s_own(tmp_path):
+    run = object_run(tmp_path, method="linear", steps=2, groups=20)
+    assert train(run)["loss"] > 0
+    assert load_model(open_domain(run)).get_base_model().backbone.config.groups == 20
+    with pytest.raises(UserError, match="fewer|few"):
+        train(object_run(tmp_path, method="linear", groups=4000, out=tmp_path / "too-many"))
+    with pytest.raises(UserError, match="'sonata' cuts no shapes"):
+        train(object_run(tmp_path, method="linear", groups=20, architecture="sonata", out=tmp_path / "scenes"))
+
+
 KILLED = """
 import sys
 sys.path[:0] = {path!r}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from pointadapt.backbones.weights import load_backbone
+from pointadapt.backbones.point_vit import PointViTConfig
+from pointadapt.backbones.weights import BACKBONES, load_backbone
 from pointadapt.domains.domain import Domain
 from pointadapt.errors import UserError
 from pointadapt.methods.core import adapt, load_adapted
-from pointadapt.run import method_config
+from pointadapt.run import Run, method_config
 
 
 def build_task(domain: Domain) -> Any:
@@ -25,13 +27,25 @@ def build_task(domain: Domain) -> Any:
             weights=None if run.weights == "random" else "default",
             compat=run.compat,
             decoder=run.decoder or None,
-            config=run.architecture,
+            config=architecture(run),
         )
         if not run.drop_path:
             for module in backbone.modules():
                 if hasattr(module, "rate"):  # DropPath
                     setattr(module, "rate", 0.0)  # noqa: B010
         return domain.task(backbone)
+
+
+def architecture(run: Run) -> Any:
+    """``load_backbone``'s config: the named architecture, with the run's own number of groups."""
+    if run.groups is None:
+        return run.architecture
+    if run.architecture is None:
+        return {"groups": run.groups}
+    named = BACKBONES.get(run.architecture)
+    if named is None or not isinstance(named.config, PointViTConfig):
+        raise UserError(f"groups is {run.groups}, but {run.architecture!r} cuts no shapes into groups: leave it out")
+    return replace(named.config, groups=run.groups)
 
 
 def build_model(domain: Domain) -> Any:

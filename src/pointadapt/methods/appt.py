@@ -50,7 +50,7 @@ class APPTConfig(AdapterConfig):
         default="patch", metadata={"help": "Relative coordinates are normalised within each patch, or each cloud."}
     )
     up: Literal["x", "y", "z"] | None = field(
-        default="z", metadata={"help": "Axis of the height channel; none: coordinates alone."}
+        default="y", metadata={"help": "Axis of the height channel, y in object data sets; none: coordinates alone."}
     )
     match: bool = field(default=True, metadata={"help": "LayerNorm behind the projection, as the transformer expects."})
     pos: Literal["none", "mlp", "learned"] = field(

@@ -42,7 +42,7 @@ class PointPN(nn.Module):
     def __init__(
         self,
         width: int = 36,
-        up: Literal["x", "y", "z"] | None = "z",
+        up: Literal["x", "y", "z"] | None = "y",
         neighbors: int = 40,
         groups: int = 64,
         scale: Scale = "patch",
