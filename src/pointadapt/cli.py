@@ -1,4 +1,4 @@
-"""The command line: ``pointadapt init | adapt | evaluate | predict | compare | info | methods | backbones | demo``.
+"""The command line: ``pointadapt init | adapt | evaluate | predict | compare | distance | prepare | info | ...``.
 
 Flags are made from dataclass fields: the run's from ``Run``, a method's from its config, under ``--method.``:
 
@@ -15,13 +15,15 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from pointadapt.data.prepare import PREPARE
 from pointadapt.errors import UserError
 from pointadapt.kinds import KINDS, YAML, kind_of
 from pointadapt.run import Run, option
@@ -63,6 +65,7 @@ def parse(arguments: list[str]) -> Any:
         "methods": Methods,
         "backbones": Backbones,
         "compare": Compare,
+        "prepare": Prepare,
         "demo": Demo,
     }
     return tyro.extras.subcommand_cli_from_dict(
@@ -94,7 +97,8 @@ class Init:
         "Share to hold out for validation: of the points, in whole files; of the shapes of each class. "
         "Default: 0.2; nothing of shapes that have a test split.",
     )
-    variant: str | None = option(None, "Shapes: which of several data sets in the folder, such as OBJ_BG.")
+    layout: str | None = option(None, "Scenes: a benchmark (scannet200, s3dis, ...). Default: seen from the folder.")
+    variant: str | None = option(None, "Which of several data sets in the folder: OBJ_BG; of S3DIS, Area_6 or 6fold.")
     points: int | None = option(None, "Shapes: points of each that the model sees. Default: 1024, or as published.")
     up: Literal["x", "y", "z", "-y", "-z"] | None = option(
         None, "Shapes: their upward axis. Default: z, or as published."
@@ -103,10 +107,17 @@ class Init:
     overwrite: bool = option(False, "Replace a dataset.yaml that is there.")
 
     def run(self) -> None:
+        from pointadapt.data.benchmarks import find_benchmark
         from pointadapt.data.object_folders import find_objects
         from pointadapt.data.survey import init_dataset, survey
 
         layout = None
+        chosen = self.label_field is not None or bool(self.classes)
+        if self.layout is not None or (self.scans.is_dir() and not chosen and self.task in (None, "scenes")):
+            benchmark = find_benchmark(self.scans, self.layout, self.variant)
+            if benchmark is not None:
+                self.refuse("a benchmark", "classes", "label_field", "val", "points", "up")
+                return self.init_scenes(benchmark)
         if self.label_field is None or self.task is not None:  # labels of points make it scenes
             layout = find_objects(self.scans, self.task, self.variant, self.points, self.up, self.val, self.label_field)
         if layout is not None:
@@ -131,6 +142,21 @@ class Init:
         print(file.read_text(), end="")
         note_warnings(self.scans, files)
         print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+
+    def init_scenes(self, benchmark: Any) -> None:
+        from pointadapt.data.benchmark_init import init_benchmark
+
+        files = init_benchmark(self.scans, benchmark, self.grid_size, self.scale, self.overwrite)
+        print(files[0].read_text(), end="")
+        for note in benchmark.notes:
+            print(f"note: {note}", file=sys.stderr)
+        known, grid = indoor_grid(self.backbone), next(iter(benchmark.datasets.values())).grid_size
+        if self.grid_size is None and known > grid:
+            print(
+                f"note: the published voxels of {grid:g} m; --grid-size {known:g} suits {self.backbone}",
+                file=sys.stderr,
+            )
+        print(f"\nfound {benchmark.title}; wrote {', '.join(map(str, files))}")
 
     def refuse(self, holds: str, *flags: str) -> None:
         """Raises UserError for flags that say nothing about what the folder holds."""
@@ -394,6 +420,42 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(f"{text!r} is no number: write --factors 0.3,1,3") from None
+
+
+@dataclass
+class Prepare:
+    """Convert the raw download of a benchmark; a call that was stopped goes on where it was."""
+
+    kind: str = field(metadata={"help": "What it is: " + "; ".join(f"{k} = {p.text}" for k, p in PREPARE.items())})
+    raw: Path = field(metadata={"help": "Folder of the raw download; it is only read."})
+    out: Path = field(metadata={"help": "Folder for what becomes of it; then: pointadapt init OUT"})
+    overwrite: bool = option(False, "Convert again what is there already.")
+    workers: int = option(1, "Processes that share the work.")
+
+    def run(self) -> None:
+        from pointadapt.data.prepare import prepare
+
+        with counting(self.kind) as show:
+            done = prepare(self.kind, self.raw, self.out, self.overwrite, self.workers, show)
+        what = PREPARE[self.kind].outputs
+        there = f", {done.skipped} were there already" if done.skipped else ""
+        print(f"wrote {done.written} {what} into {self.out}{there}")
+        for note in done.notes:
+            print(f"note: {note}", file=sys.stderr)
+        if done.failed:
+            raise UserError(f"{len(done.failed)} {what} were not written: {'; '.join(done.failed)}")
+        print(f"look at them with: pointadapt init {self.out}")
+
+
+@contextmanager
+def counting(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields ``show(done, in all)``, a bar on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(name)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @dataclass

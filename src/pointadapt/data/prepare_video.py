@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pointadapt.data.io import reason
+from pointadapt.data.prepare import Outcome, Show
 from pointadapt.data.scans import repeated
 from pointadapt.data.video_files import natural, refuse_gaps
 from pointadapt.errors import UserError
@@ -29,6 +30,7 @@ FULL_SCALE = 65535.0
 MSR = re.compile(r"a\d{2}_s\d{2}_e\d{2}_sdepth\.bin")
 NTU = re.compile(r"S\d{3}C\d{3}P\d{3}R\d{3}A\d{3}")
 KEYS = {"msr": "point_clouds", "ntu": "data"}
+TITLES = {"msr": "MSR-Action3D", "ntu": "NTU RGB+D"}
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,42 @@ class Prepared:
     failed: tuple[str, ...]
 
 
+def msr_action3d(source: Path, out: Path, overwrite: bool, workers: int, show: Show | None) -> Outcome:
+    """`pointadapt prepare msr-action3d`."""
+    return outcome(prepare_videos(source, out, overwrite, workers, show, "msr"))
+
+
+def ntu_rgbd(source: Path, out: Path, overwrite: bool, workers: int, show: Show | None) -> Outcome:
+    """`pointadapt prepare ntu`."""
+    return outcome(prepare_videos(source, out, overwrite, workers, show, "ntu"))
+
+
+def outcome(done: Prepared) -> Outcome:
+    notes = (f"{done.empty} frames have no depth; they stay, without points",) if done.empty else ()
+    return Outcome(done.written, done.skipped, notes, done.failed)
+
+
 def prepare_videos(
     source: Path | str,
     out: Path | str,
     overwrite: bool = False,
     workers: int = 1,
-    show: Callable[[int, int], None] | None = None,
+    show: Show | None = None,
+    kind: str | None = None,
 ) -> Prepared:
     """Convert all raw videos below ``source`` into ``out``/NAME.npz; an interrupted call goes on where it stopped.
 
     overwrite  convert what is there already
     workers    processes that share the videos
     show       called with (videos done, videos in all)
-    Raises UserError where there are no raw videos, two have one name, or ``out`` cannot be written.
+    kind       "msr" or "ntu": take no others
+    Raises UserError where there are no raw videos (of that kind), two have one name, or ``out`` cannot be written.
     """
     source, out = Path(source), Path(out)
+    wanted = kind
     kind, videos = raw_videos(source)
+    if wanted not in (None, kind):
+        raise UserError(f"{source}: these are raw videos of {TITLES[kind]}, not of {TITLES[str(wanted)]}")
     jobs = [(kind, video, out / f"{video.stem if kind == 'msr' else video.name}.npz") for video in videos]
     todo = [job for job in jobs if overwrite or not job[2].is_file()]
     failed, empty = [], 0

@@ -68,7 +68,7 @@ def msr_action3d(folder: Path, variant: str | None) -> VideoLayout | None:
         if endings == {"bin"}:
             raise UserError(
                 f"{place}: these are raw depth frames of MSR-Action3D; make clouds of them first with: pointadapt "
-                f"prepare {place} --out CLOUDS"
+                f"prepare msr-action3d {place} CLOUDS"
             )
         if endings:
             splits = {
@@ -101,7 +101,7 @@ def ntu(folder: Path, variant: str | None) -> VideoLayout | None:
         if any(NTU_NAME.fullmatch(name) and (place / name).is_dir() for name in names):
             raise UserError(
                 f"{place}: these are depth pictures of NTU RGB+D; make clouds of them first with: pointadapt prepare "
-                f"{place} --out CLOUDS"
+                f"ntu {place} CLOUDS"
             )
         actions = [int(match[1]) for name in names if (match := NTU_NAME.match(name)) and name.endswith(".npz")]
         if not actions:
