@@ -182,7 +182,7 @@ def describe(path: Path) -> list[Table]:
             return [describe_adapter(path)]
         if (path / YAML).is_file():
             return describe_dataset(path)
-    if path.name == YAML:
+    if path.suffix in (".yaml", ".yml"):
         return describe_dataset(path)
     if path.suffix in CHECKPOINTS:
         return [describe_checkpoint(path)]
@@ -260,7 +260,7 @@ def describe_adapter(path: Path) -> Table:
     hidden = ("auto_mapping", "peft_version", "revision", "inference_mode", "task_type", "peft_type")
     settings = {k: v for k, v in config.items() if k not in hidden and v not in (None, [], {}, "")}
     weights = {
-        "method": config["peft_type"].lower(),
+        "method": config["peft_type"].lower().removeprefix("pointadapt_"),
         "weights": f"{sum(sizes.values()):,} numbers in {len(sizes)} tensors",
         "made for": f"backbone weights of sha256 {prints[0]}" if prints else "unknown backbone weights",
     }
