@@ -11,6 +11,7 @@ class. Resumes from WORK/state.pt when it is there; the shapes are made anew fro
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from pointadapt.backbones.backbone import fingerprint
 from pointadapt.backbones.point_vit import Block, PointViT, PointViTConfig, PositionMLP
 from pointadapt.backbones.weights import save_backbone
+from pointadapt.data.object_set import UP
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, compositions, shapes
 from pointadapt.ops.neighbors import gather, group_stack
 from pointadapt.tokens import Tokens
@@ -130,6 +132,14 @@ def rate(step: int, steps: int) -> float:
     return max(0.5 - 0.5 * math.cos(math.pi * left), 0.01)
 
 
+def y_up(backbone: PointViT) -> PointViT:
+    """The same network for shapes with y up, as object data sets give them; here they are made and turned with z up."""
+    turn = torch.from_numpy(UP["z"]).float().T
+    for linear in (backbone.tokenizer.embed.first[0], backbone.tokenizer.pos[0]):
+        linear.weight.data = linear.weight.data @ turn
+    return backbone
+
+
 def save_atomically(content: dict, path: Path) -> None:
     torch.save(content, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
@@ -174,7 +184,7 @@ def main() -> None:
     made = json.dumps({k: v for k, v in vars(args).items() if isinstance(v, int | float)})
 
     def write(path: Path) -> None:
-        save_backbone(backbone, path, made=made, licence="Apache-2.0")
+        save_backbone(y_up(copy.deepcopy(backbone)), path, made=made, licence="Apache-2.0")
 
     parts.train()
     began, recent = time.time(), []
