@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -283,14 +284,17 @@ def h5_fields(path: Path) -> dict[str, Any]:
 
 
 def holds_videos(path: Path) -> bool:
-    """Whether a file with one of ENDINGS holds whole videos rather than one frame; only headers are read."""
+    """Whether a file with one of ENDINGS holds whole videos rather than one frame; only headers are read.
+
+    True for a damaged one, so that its reader says what is wrong.
+    """
     ending = path.suffix.lower()
     try:
         if ending == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False).ndim in (3, 4)
         if ending != ".npz":
-            return True
+            return any(len(value.shape) == 4 for name, value in h5_fields(path).items() if name in POINTS)
         arrays = headers(path)
         return "seq_frame_ptr" in arrays or points_key(arrays) is not None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile):
-        return False  # the reader of single frames says what is wrong
+    except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile):
+        return True

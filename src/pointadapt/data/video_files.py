@@ -52,8 +52,11 @@ def list_videos(dataset: VideoSet, source: str, labelled: bool = True) -> list[V
     frame only, or (``labelled``) the class of a video is unknown."""
     if any(sign in source for sign in "*?[") and not (dataset.folder / source).exists():
         paths = sorted(dataset.folder.glob(source), key=natural)
-        found = [video for path in paths if path.is_dir() or is_file_of_videos(path) for video in below(dataset, path)]
-        found += sequences(dataset, [path for path in paths if is_frame(path) and not is_file_of_videos(path)])
+        files = files_of_videos(paths)
+        folders = [path for path in paths if path.is_dir() and not is_scan(path)]
+        found = [video for file in files for video in in_file(dataset, file)]
+        found += [video for folder in folders for video in below(dataset, folder)]
+        found += [] if files else sequences(dataset, [path for path in paths if is_frame(path)])
         if not found:
             raise UserError(f"{dataset.file}: nothing fits the pattern {source} of its splits")
         return classified(dataset, found, labelled)
@@ -76,11 +79,11 @@ def list_videos(dataset: VideoSet, source: str, labelled: bool = True) -> list[V
 def below(dataset: VideoSet, path: Path) -> list[Video]:
     """Videos in a file, or in a folder and all folders below it. A folder of frames is one video."""
     if not path.is_dir():
-        if not is_file_of_videos(path):
+        if not files_of_videos([path]):
             raise UserError(f"{path}: no video: that is a folder of frames, or one of {', '.join(ENDINGS)}")
         return in_file(dataset, path)
     entries = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=natural)
-    files = [p for p in entries if is_file_of_videos(p)]
+    files = files_of_videos(entries)
     frames = [] if files else [p for p in entries if is_frame(p)]
     found = [video for file in files for video in in_file(dataset, file)]
     if frames:
@@ -98,9 +101,10 @@ def is_frame(path: Path) -> bool:
     return is_shape(path) and not (path.suffix.lower() in TEXT and path.stem.lower().endswith(WORDS))
 
 
-def is_file_of_videos(path: Path) -> bool:
-    labels = path.stem.lower().endswith(WORDS)
-    return path.is_file() and path.suffix.lower() in ENDINGS and not labels and holds_videos(path)
+def files_of_videos(paths: list[Path]) -> list[Path]:
+    """The array files among the files of one folder, where the first one holds whole videos rather than a frame."""
+    files = [p for p in paths if p.suffix.lower() in ENDINGS and not p.stem.lower().endswith(WORDS) and p.is_file()]
+    return files if files and holds_videos(files[0]) else []
 
 
 def in_file(dataset: VideoSet, path: Path) -> list[Video]:

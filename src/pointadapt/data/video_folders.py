@@ -15,7 +15,7 @@ from pointadapt.data.survey import named_split
 from pointadapt.data.video_arrays import contents
 from pointadapt.data.video_files import (
     Video,
-    is_file_of_videos,
+    files_of_videos,
     is_frame,
     label_file,
     natural,
@@ -91,10 +91,12 @@ def plain(folder: Path, task: str | None, label_field: str | None) -> VideoLayou
     if not videos:
         return None
     parts = {video: split_of(Path(video.name).parts) for video in videos}
-    if task is None and any(label_file(video) for video in videos):
+    if task is None and any(video.files and label_file(video) for video in videos):
         task = "action_segmentation"
     classes = dict.fromkeys(rest[-2] for _, rest in parts.values() if len(rest) > 1)
     if task is None and len(classes) > 1 and all(len(rest) > 1 for _, rest in parts.values()):
+        if videos[0].files and read_frame(VideoSet(folder, "action", ("a", "b")), videos[0], 0).segment is not None:
+            return None  # points with classes of their own: scans of scenes
         task = "action"
     if task is None:
         return None
@@ -126,7 +128,7 @@ def leaves(folder: Path, root: Path) -> list[Video]:
     """Videos below a folder, named by their path: folders of two or more frames, and array files."""
     entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural)
     found = []
-    for file in (p for p in entries if is_file_of_videos(p)):
+    for file in files_of_videos(entries):
         found.append(Video(file.relative_to(root).as_posix(), file, contents(file).frames[0]))
     frames = [] if found else [p for p in entries if is_frame(p)]
     if len(frames) > 1 and folder != root and named_split(folder.name) not in SPLITS:

@@ -186,8 +186,8 @@ def hoi4d(folder: Path, variant: str | None) -> VideoLayout | None:
     splits = by_name(folder, (".h5", ".hdf5"))
     if not splits:
         return None
-    some = read_videos(folder / next(iter(splits.values()))[0])
-    if "pcd" not in file_keys(some.path) or not some.many:
+    some = read_videos(folder / (splits.get("train") or next(iter(splits.values())))[0])
+    if not some.many or "classes" in some.fields:
         return None
     if "semantic" in some.fields:
         dataset = VideoSet(
@@ -274,13 +274,6 @@ def by_name(folder: Path, endings: tuple[str, ...]) -> dict[str, tuple[str, ...]
         if split and holds_videos(path):
             splits.setdefault(split, []).append(path.name)
     return {split: tuple(files) for split, files in splits.items()}
-
-
-def file_keys(path: Path) -> list[str]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return list(file)
 
 
 def many_videos(folder: Path, variant: str | None) -> VideoLayout | None:

@@ -46,7 +46,7 @@ class TurnFarAbout:
     """The published Synthia loader's turn: 2 pi is handed over as the LOW bound, so angles lie in (1, 2 pi]."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return Rotate(rng.uniform(2 * np.pi, 1.0), "y")(sample, rng)
+        return Rotate(2 * np.pi - (2 * np.pi - 1) * rng.random(), "y")(sample, rng)
 
 
 def none() -> Compose:
