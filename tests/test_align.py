@@ -1,0 +1,179 @@
+"""Stage 1 of PointATA: the embedder learns to bring clips to where shapes are, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pointadapt.align import Align, align, align_model, clip_tokens, majority, observe, place, shape_features
+from pointadapt.analysis.transport import Source, Transport, neighbour_accuracy
+from pointadapt.data.synthetic_shapes import shapes
+from pointadapt.errors import UserError
+from pointadapt.methods import METHODS, adapt, load_adapted
+from pointadapt.methods.pae import PAE
+from small_videos import FRAMES, adapted, logits, packed, task, video
+
+WIDTH = 32
+QUICK = Align(epochs=14, steps=10, subset=120, source_batch=128, lr=3e-3)
+
+
+def toy(seed: int = 0):
+    """Samples of 5 classes [100, 4, 3, D] away from a source of 6 classes [240, D]."""
+    draw = torch.Generator().manual_seed(seed)
+    source_labels, labels = torch.arange(240) % 6, torch.arange(100) % 5
+    source = torch.randn(6, WIDTH, generator=draw)[source_labels] + 0.3 * torch.randn(240, WIDTH, generator=draw)
+    centers = 1.5 + 0.7 * torch.randn(5, 1, 1, WIDTH, generator=draw)
+    samples = centers[labels] + 0.3 * torch.randn(100, 4, 3, WIDTH, generator=draw)
+    return samples, labels, source, source_labels
+
+
+def fresh() -> PAE:
+    torch.manual_seed(0)
+    return PAE(WIDTH)
+
+
+def objects():
+    """Batches of labelled shapes of 128 points."""
+    coord, labels = shapes(0, 48, 128)
+    for rows in (slice(0, 24), slice(24, 48)):
+        yield packed(torch.from_numpy(coord[rows]).float(), 1), labels[rows]
+
+
+def test_the_distance_falls_and_the_classes_stay_apart():
+    samples, labels, *source = toy()
+    pae, logged = fresh(), []
+    found = align(pae, samples, labels, *source, QUICK, logged.append)
+    assert found.distance[-1] < 0.3 * found.distance[0]
+    smooth = np.convolve(found.distance, np.ones(5) / 5, "valid")
+    assert (np.diff(smooth) <= 0).all()
+    assert not found.scrambled and found.neighbours[1] >= found.neighbours[0] - 0.02
+    assert [row["epoch"] for row in logged] == list(range(1, len(found.distance)))
+    assert [row["distance"] for row in logged] == found.distance[1:]
+    assert logged[-1]["lr"] < QUICK.lr
+    # what it reports is the distance of those features, in units of the source
+    with torch.no_grad():
+        feature = pae(samples).mean(1)
+    whole = Source.of(*source, QUICK.transport)
+    assert found.distance[-1] == pytest.approx(float(whole.batch(120, 0).distance(feature, labels)), rel=1e-5)
+    assert found.neighbours[1] == neighbour_accuracy(feature, labels)
+    assert all(torch.equal(pae.state_dict()[k], v) for k, v in found.state.items())
+
+
+def test_it_depends_on_its_seed_alone():
+    samples, labels, *source = toy()
+    short = Align(epochs=2, steps=3, subset=60, source_batch=64)
+    torch.manual_seed(1)
+    first = align(fresh(), samples, labels, *source, short)
+    torch.randn(7)
+    again = align(fresh(), samples, labels, *source, short)
+    assert first.distance == again.distance and all(torch.equal(first.state[k], again.state[k]) for k in first.state)
+    other = align(fresh(), samples, labels, *source, Align(epochs=2, steps=3, subset=60, source_batch=64, seed=1))
+    assert other.distance != first.distance
+
+
+def test_it_stops_when_nothing_changes():
+    samples, labels, *source = toy()
+    still = Align(epochs=9, steps=1, subset=60, source_batch=64, lr=1e-9, last_lr=1e-9)
+    found = align(fresh(), samples, labels, *source, still)
+    assert found.stopped and len(found.distance) == 1 + still.patience
+    assert found.as_dict()["epochs"] == 5 and "state" not in found.as_dict()
+
+
+def test_the_classwise_objective_does_not_vanish_for_equal_sets():
+    _, _, features, labels = toy()
+    source = Source.of(features, labels, Transport(min_count=2))
+    assert float(source.distance(features, labels)) == 0
+    assert float(source.classwise(features, labels)) > 1
+    samples, own, *_ = toy()
+    found = align(fresh(), samples, own, features, labels, Align("classwise", epochs=3, steps=5, source_batch=64))
+    assert found.distance[-1] < found.distance[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"pae": "replace"}, {"train_pae": True}, {"stride": 2}], ids=str)
+def test_stage_one_of_a_model(options, tmp_path):
+    model = adapted(**options)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    clips = [(video(12, seed=s), torch.arange(12)) for s in (1, 2)]
+    features, names = shape_features(model, objects())
+    assert features.shape == (48, 48) and len(names) == 48
+    start = logits(model, video())
+    found = align_model(
+        model, clips, features, names, how=Align(epochs=3, steps=4, lr=5e-5, source_batch=48, subset=48)
+    )
+    assert found.distance[-1] < found.distance[0]
+    after = model.state_dict()
+    changed = {k for k, v in before.items() if not torch.equal(after[k], v)}
+    assert changed and all(".pae." in k for k in changed)
+    assert not torch.equal(logits(model, video()), start)
+    # the tokens of the model are the embedder's, also after a reload
+    adapter, base, _ = clip_tokens(model)
+    samples, labels = observe(model, clips)
+    assert labels.tolist() == [*range(12)] * 2
+    with torch.no_grad():
+        tokens = model.get_base_model().backbone.tokenizer(clips[0][0]).feat
+        mean = adapter.pae(samples[:12]).mean(1)
+    torch.testing.assert_close(tokens.unflatten(0, (12, -1)).flatten(1, 2).mean(1), mean)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_adapted(task(), tmp_path), video()), logits(model, video()))
+    place(
+        model, {k: before[f"base_model.model.backbone.tokenizer.pointata_adapter.default.pae.{k}"] for k in found.state}
+    )
+    assert torch.equal(logits(model, video()), start)
+
+
+def test_samples_are_clips_frames_or_tokens():
+    model, point = adapted(), video(2)
+    clips, labels = observe(model, [(point, torch.tensor([3, -1]))])
+    assert clips.shape == (1, FRAMES * 16, 3, 48) and labels.tolist() == [3]
+    frame_labels = torch.arange(12).view(2, FRAMES)
+    frames, labels = observe(model, [(point, frame_labels)], "frame")
+    assert torch.equal(labels, torch.arange(12)) and torch.equal(frames[:FRAMES].flatten(0, 1), clips[0])
+    every_other, labels = observe(adapted(stride=2), [(point, frame_labels)], "frame")
+    assert labels.tolist() == [0, 2, 4, 6, 8, 10] and every_other.shape[1:] == (16, 3, 48)
+    halves = (point.coord[:, 2] > point.coord[:, 2].median()).long()
+    tokens, labels = observe(model, [(point, halves)], "token")
+    assert tokens.shape[1:] == (1, 3, 48) and set(labels.tolist()) == {0, 1} and 150 < len(labels) < 12 * 16
+    with pytest.raises(UserError, match="12 labels"):
+        observe(model, [(point, frame_labels.flatten())])
+    with pytest.raises(UserError, match="no labelled clips"):
+        observe(model, [(point, torch.tensor([-1, -1]))])
+
+
+def test_the_label_of_a_group_is_its_majority():
+    """8 points at each of 16 places, far apart: every place is one group."""
+    places = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0), torch.zeros(1)) * 10
+    cloud = (places[:, None] + 0.1 * torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))).flatten(0, 1)
+    model = adapted()
+    adapter, base, _ = clip_tokens(model)
+    point = packed([cloud], 1)
+    out, *_ = adapter.observe(base, point)
+    label = torch.zeros(16, 8, dtype=torch.long)
+    label[0], label[1] = torch.tensor([1] * 5 + [0] * 3), torch.tensor([1] * 4 + [0] * 4)
+    label[2], label[3] = torch.tensor([-1] * 5 + [2] * 3), torch.tensor([-1] * 4 + [2] * 4)
+    found = majority(point, out, adapter, label.flatten(), 0.6)[0]
+    by_place = {int((places - c).norm(dim=1).argmin()): int(v) for c, v in zip(out.center[0], found, strict=True)}
+    assert [by_place[i] for i in range(5)] == [1, -1, -1, 2, 0]
+
+
+def test_refusals():
+    plain = adapt(task(), METHODS["linear"]())
+    with pytest.raises(UserError, match="nothing to align"):
+        observe(plain, [(video(), torch.tensor([0, 1]))])
+    with pytest.raises(UserError, match="nothing to align"):
+        clip_tokens(adapted(pae="none"))
+    samples, labels, *source = toy()
+    with pytest.raises(UserError, match="99 entries for 100 samples"):
+        align(fresh(), samples, labels[:99], *source)
+    with pytest.raises(UserError, match="no class of at least 2"):
+        align(fresh(), samples[:3], labels[:3], *source, QUICK)
+    with pytest.raises(UserError, match="objective"):
+        Align(objective="half")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="epochs"):
+        Align(epochs=0)
+    pae = fresh()
+    twin = copy.deepcopy(pae)
+    align(pae, samples, labels, *source, Align(epochs=1, steps=1, subset=50, source_batch=50))
+    assert not torch.equal(pae.up.weight, twin.up.weight)
