@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ import torch
 from torch.utils.data import Dataset
 
 from pointadapt.data.object_set import UP, draw
-from pointadapt.data.object_transforms import sorted_rows
 from pointadapt.data.transforms import Sample, Transform
-from pointadapt.data.video_arrays import Frame
-from pointadapt.data.video_files import Video, frame_labels, list_videos, read_frame
-from pointadapt.data.video_set import AXES, VIDEO_TASKS, VideoSet
+from pointadapt.data.video_files import Video, frame_labels, list_videos
+from pointadapt.data.video_frames import FAR, Recent, prepare_frame
+from pointadapt.data.video_set import VIDEO_TASKS, VideoSet
 from pointadapt.data.video_transforms import VIDEO_TRANSFORMS
 from pointadapt.errors import UserError
 from pointadapt.point import Point
@@ -27,8 +25,6 @@ __all__ = ["VIDEO_TASKS", "Clip", "VideoItems", "VideoSet", "clip_starts", "coll
 
 #: Bytes of prepared frames that are kept for the next access.
 MEMORY = 256 << 20
-#: Coordinates beyond this keep float64 until the clip is centred: float32 would round them to more than a millimetre.
-FAR = 1e4
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ class VideoItems(Dataset):
     transform  ``(sample, rng) -> sample``; by default the data set's augmentation with ``train``, else none
     memory     bytes of prepared frames kept; files of frames are never held as a whole video
     repeat     passes over the videos that make up one epoch
+    labelled   whether samples have labels; by default those of a split do
     dropped    videos left out because they are shorter than a clip (``short_video: drop``)
     """
 
@@ -76,10 +73,11 @@ class VideoItems(Dataset):
         need: int = 1,
         memory: int = MEMORY,
         repeat: int = 1,
+        labelled: bool | None = None,
     ) -> None:
         self.dataset, self.split, self.seed, self.need, self.repeat = dataset, split, seed, need, repeat
         self.train = split == "train" if train is None else train
-        self.labelled = isinstance(split, str)
+        self.labelled = isinstance(split, str) if labelled is None else labelled
         found = dataset.videos(split) if isinstance(split, str) else list(split)
         if not found:
             raise UserError(f"{dataset.file}: the split {split!r} lists no videos; add some under `splits`")
@@ -150,7 +148,9 @@ class VideoItems(Dataset):
 
     def frame(self, video: int, number: int) -> dict[str, np.ndarray]:
         """All points of one frame: coord [n, 3] with y up, before normalisation, index [n], segment [n] if labelled."""
-        return self._frames.get((video, number), lambda: self._prepare(self.videos[video], number))
+        return self._frames.get(
+            (video, number), lambda: prepare_frame(self.dataset, self.videos[video], number, self.labelled)
+        )
 
     def frame_label(self, video: int) -> np.ndarray:
         """[F] int64 class of each frame (task action_segmentation); of joined frames the commonest."""
@@ -218,7 +218,8 @@ class VideoItems(Dataset):
             return frames[0].get("center", np.zeros(3)), dataset.scale
         total = sum(len(frame["coord"]) for frame in frames)
         center = np.sum([frame["coord"].sum(0, dtype=np.float64) for frame in frames], 0) / total
-        radius = math.sqrt(max(float(((frame["coord"] - center) ** 2).sum(1).max()) for frame in frames))
+        middle = center.astype(frames[0]["coord"].dtype)
+        radius = math.sqrt(max(float(((frame["coord"] - middle) ** 2).sum(1).max()) for frame in frames))
         return center, 1 / radius if radius > 0 else 1.0
 
     def _choose(
@@ -259,100 +260,6 @@ class VideoItems(Dataset):
             cut = {key: value[rows] if key != "center" else value for key, value in frame.items()}
             out[number] = {**cut, "segment": np.where(core, cut["segment"], -1)} if "segment" in cut else cut
         return out
-
-    # ------------------------------------------------------------------ frames
-
-    def _prepare(self, video: Video, number: int) -> dict[str, np.ndarray]:
-        """One frame, joined of ``merge``: in the box, y up, rows in an order that belongs to the set of points."""
-        dataset = self.dataset
-        first = number * dataset.merge
-        raw = [self._read(video, at) for at in range(first, first + dataset.merge)]
-        coord, index, segment, center = join(raw)
-        empty = len(coord) == 0
-        if empty:
-            coord, center = self._neighbour(video, number)
-            index = np.full(len(coord), -1, np.int32)
-            segment = None if segment is None else np.full(len(coord), -1, np.int64)
-        rows = sorted_rows(coord)
-        out = {"coord": coord[rows] @ UP[dataset.up].T, "index": index[rows]}
-        if np.abs(out["coord"]).max() < FAR:
-            out["coord"] = out["coord"].astype(np.float32)
-        if center is not None:
-            out["center"] = UP[dataset.up] @ center
-        if self.labelled and dataset.task == "video_segmentation":
-            if segment is None:
-                raise UserError(
-                    f"{video.path}: no label of each point in frame {number} of {video.name}; set `label_field` in "
-                    f"{dataset.file}"
-                )
-            where = f"{video.path} (frame {number} of {video.name})"
-            known = segment if empty else dataset.indices(segment, where)
-            out["segment"] = known[rows].astype(np.int16)
-        return out
-
-    def _read(self, video: Video, number: int) -> tuple[Frame, np.ndarray]:
-        """(a raw frame within the box, rows that it keeps). Raises UserError for coordinates that are no numbers."""
-        frame = read_frame(self.dataset, video, number)
-        coord = np.asarray(frame.coord, np.float64)
-        bad = len(coord) - int(np.isfinite(coord).all(1).sum())
-        if bad:
-            raise UserError(
-                f"{video.path}: {bad} of {len(coord)} points of frame {number} of {video.name} have NaN or infinite "
-                f"coordinates; remove these points"
-            )
-        inside = np.ones(len(coord), bool)
-        for axis, (low, high) in self.dataset.box.items():
-            values = coord[:, AXES.index(axis)]
-            inside &= (values >= low) & (values <= high)
-        return Frame(coord, frame.segment, frame.center), inside
-
-    def _neighbour(self, video: Video, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Points that stand in for an empty frame: those before it, at the start those after. Raises UserError."""
-        dataset = self.dataset
-        inside = " within `box`" if dataset.box else ""
-        if dataset.empty_frames == "refuse":
-            raise UserError(
-                f"{video.path}: frame {number} of {video.name} has no points{inside}; take it out, or set "
-                f"`empty_frames: repeat` to show the frame before it again"
-            )
-        count = video.length // dataset.merge
-        for other in (*range(number - 1, -1, -1), *range(number + 1, count)):
-            first = other * dataset.merge
-            coord, _, _, center = join([self._read(video, at) for at in range(first, first + dataset.merge)])
-            if len(coord):
-                return coord, center
-        raise UserError(f"{video.path}: no frame of {video.name} has points{inside}; take the video out")
-
-
-def join(frames: list[tuple[Frame, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """(coord [n, 3], row of each in the frames behind each other, labels or None, centre) of what the frames keep."""
-    coord = np.concatenate([frame.coord for frame, _ in frames])
-    kept = np.flatnonzero(np.concatenate([inside for _, inside in frames])).astype(np.int32)
-    labels = [frame.segment for frame, _ in frames if frame.segment is not None]
-    segment = np.concatenate(labels)[kept] if len(labels) == len(frames) else None
-    return coord[kept], kept, segment, frames[-1][0].center
-
-
-class Recent:
-    """Prepared frames that were used last, up to a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self.held: OrderedDict[Any, dict[str, np.ndarray]] = OrderedDict()
-
-    def get(self, key: Any, make: Any) -> dict[str, np.ndarray]:
-        if key in self.held:
-            self.held.move_to_end(key)
-            return self.held[key]
-        value = self.held[key] = make()
-        self.size += weight(value)
-        while self.size > self.limit and len(self.held) > 1:
-            self.size -= weight(self.held.popitem(last=False)[1])
-        return value
-
-
-def weight(frame: dict[str, np.ndarray]) -> int:
-    return 500 + sum(value.nbytes for value in frame.values())  # 500: what Python itself takes
 
 
 def clip_starts(length: int, frames: int, step: int, stride: int, cover: bool = False) -> list[int]:
