@@ -39,6 +39,7 @@ PUBLIC = {
     "GAPromptConfig": "pointadapt.methods.gaprompt",
     "APPTConfig": "pointadapt.methods.appt",
     "PointATAConfig": "pointadapt.methods.pointata",
+    "STAdapterConfig": "pointadapt.methods.st_adapter",
     "BottleneckConfig": "pointadapt.methods.adapters",
     "BitFitConfig": "pointadapt.methods.adapters",
     "LinearConfig": "pointadapt.methods.adapters",

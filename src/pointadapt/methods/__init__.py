@@ -15,6 +15,7 @@ from pointadapt.methods import (
     pointtpa,
     prompts,
     ssf,
+    st_adapter,
 )
 from pointadapt.methods.core import METHODS, adapt, load_adapted, options
 
@@ -37,4 +38,5 @@ __all__ = [
     "pointtpa",
     "prompts",
     "ssf",
+    "st_adapter",
 ]

@@ -92,7 +92,8 @@ class PointATAConfig(AdapterConfig):
             raise UserError(f"method 'pointata' cannot work on {type(backbone).__name__}: it needs {self.needs}")
         super().prepare(model)
         if hasattr(model, "widen"):
-            model.widen(backbone.depth * (self.kernel // 2) * self.stride + 1, self.stride)
+            adapters = len([target for target in self.target_modules or () if target != "tokenizer"])
+            model.widen(backbone.depth * adapters * (self.kernel // 2) * self.stride + 1, self.stride)
 
     def slot_of(self, name: str, module: nn.Module, slots: dict[str, str]) -> str | None:
         slot = super().slot_of(name, module, slots)
