@@ -1,6 +1,7 @@
 """Raw downloads of benchmarks to files that `pointadapt init` reads: one table, name -> what converts it.
 
 pointadapt prepare msr-action3d MSR-Action3D/ clouds/
+pointadapt prepare scannet ScanNet/ scannet/
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ PREPARE: dict[str, Preparation] = {
         "NTU RGB+D 60 and 120: folders SsssCcccPpppRrrrAaaa of depth pictures",
         "videos",
         "pointadapt.data.prepare_video:ntu_rgbd",
+    ),
+    "scannet": Preparation("ScanNet v2: scans/sceneXXXX_YY/", "scans", "pointadapt.data.prepare_scenes:scannet"),
+    "s3dis": Preparation("S3DIS: Area_1/ROOM/Annotations/CLASS_i.txt", "rooms", "pointadapt.data.prepare_scenes:s3dis"),
+    "nuscenes": Preparation(
+        "nuScenes-lidarseg: samples/, lidarseg/, v1.0-trainval/",
+        "lists of frames",
+        "pointadapt.data.prepare_scenes:nuscenes",
+    ),
+    "semantickitti": Preparation(
+        "SemanticKITTI: nothing to do", "scans", "pointadapt.data.prepare_scenes:semantickitti"
     ),
 }
 
