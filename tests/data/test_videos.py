@@ -420,6 +420,32 @@ def test_names_that_are_times_are_no_numbers(tmp_path):
     assert VideoItems(action_set(tmp_path), "test").videos[0].length == 6
 
 
+@pytest.mark.parametrize("names", [(0.0, 0.5, 0.25, 1.0, 10.5, 2.75), (1e9 + 0.5, 1e9 + 0.125, 1e9, 2e9, 3e9, 4e9)])
+def test_names_that_are_decimal_times(tmp_path, names):
+    write_actions(tmp_path, 1, 1)
+    place = tmp_path / "test/left/v0"
+    for path, time in zip(sorted(place.iterdir()), names, strict=True):
+        path.rename(path.with_name(f"{time}.npy"))
+    assert [float(path.stem) for path in VideoItems(action_set(tmp_path), "test").videos[0].files] == sorted(names)
+
+
+def test_number_of_the_camera_is_no_number_of_the_frame(tmp_path):
+    write_actions(tmp_path, 1, 1, frames=12)
+    for path in (tmp_path / "test/left/v0").iterdir():
+        path.rename(path.with_name(f"{path.stem}_camera2.npy"))
+    assert [path.stem for path in VideoItems(action_set(tmp_path), "test").videos[0].files][9:11] == [
+        "frame_9_camera2", "frame_10_camera2",
+    ]  # fmt: skip
+    (tmp_path / "test/left/v0/frame_10_camera2.npy").unlink()
+    refused(tmp_path, "missing between frame_9_camera2.npy and frame_11_camera2.npy")
+
+
+def test_text_beside_frames_is_no_frame(tmp_path):
+    write_actions(tmp_path, 1, 1)
+    (tmp_path / "test/left/v0/times.txt").write_text("0 0.1 0.2\n")
+    assert VideoItems(action_set(tmp_path), "test").videos[0].length == 6
+
+
 def test_number_twice(tmp_path):
     write_actions(tmp_path, 1, 1)
     write_frame(tmp_path / "test/left/v0/frame_02.npy", moving(0)[0])
@@ -514,3 +540,54 @@ def test_damaged_array_file(tmp_path):
 
 def test_video_set_is_public_here():
     assert VideoSet.__module__ == "pointadapt.data.video_set"
+
+
+def test_labels_within_array_files(tmp_path):
+    write_npz(tmp_path / "one.npz", data=ragged(moving(0)), label=np.array([0, 0, 1, 1, 1, 0]))
+    np.save(tmp_path / "two.npy", np.stack([frame[:10] for frame in moving(1)]))
+    (tmp_path / "two_labels.csv").write_text("walk\n" * 6)
+    keys = {"task": "action_segmentation", "classes": ["rest", "walk"], "splits": {"train": ["one.npz", "two.npy"]}}
+    items = VideoItems(action_set(tmp_path, **keys, frames=6), "train", train=False)
+    assert [items[i]["frame_label"].tolist() for i in (0, 1)] == [[0, 0, 1, 1, 1, 0], [1] * 6]
+    write_npz(tmp_path / "three.npz", data=ragged(moving(0)), label=np.array(1))
+    keys = {"classes": ["rest", "walk"], "splits": {"train": ["three.npz"]}}
+    assert VideoItems(action_set(tmp_path, **keys), "train").targets.tolist() == [1]
+
+
+def test_labels_of_points_in_packed_and_dense_files(tmp_path):
+    rng = np.random.default_rng(0)
+    xyz, segment = rng.standard_normal((40, 3)), rng.integers(0, 2, 40)
+    start = np.arange(8) * 5
+    arrays = {"frame_start": start, "seq_frame_ptr": np.array([0, 4, 8]), "frame_label": np.arange(8) % 2}
+    write_npz(tmp_path / "packed.npz", xyz=xyz, segment=segment, **arrays)
+    keys = {"classes": ["a", "b"], "splits": {"train": ["packed.npz"]}}
+    points = VideoItems(action_set(tmp_path, task="video_segmentation", **keys), "train", train=False)
+    sample = points[1]
+    assert np.array_equal(sample["segment"], segment[20 + 5 * sample["frames"].repeat(5) + sample["index"]])
+    frames = VideoItems(action_set(tmp_path, task="action_segmentation", **keys), "train", train=False)
+    assert frames[0]["frame_label"].tolist() == [0, 1, 0, 1]
+    write_npz(tmp_path / "dense.npz", pcd=xyz.reshape(2, 4, 5, 3), semantic=segment.reshape(2, 4, 5))
+    keys["splits"] = {"train": ["dense.npz"]}
+    dense = VideoItems(action_set(tmp_path, task="video_segmentation", **keys), "train", train=False)
+    assert np.array_equal(dense[1]["segment"], sample["segment"].astype(int)[order(sample, dense[1])])
+    write_npz(tmp_path / "dense.npz", pcd=xyz.reshape(2, 4, 5, 3), semantic=segment.reshape(2, 4, 5)[:, :, :3])
+    with pytest.raises(UserError, match="dense.npz: frame 0 has 3 labels for 5 points"):
+        VideoItems(action_set(tmp_path, task="video_segmentation", **keys), "train", train=False)[0]
+
+
+def order(a, b):
+    """Rows of sample a in the order of b."""
+    key = {(int(f), int(i)): row for row, (f, i) in enumerate(zip(a["frames"].repeat(5), a["index"], strict=True))}
+    return [key[int(f), int(i)] for f, i in zip(b["frames"].repeat(5), b["index"], strict=True)]
+
+
+def test_hdf5_is_read_in_worker_processes(tmp_path):
+    from shapes import write_h5
+
+    pcd = np.random.default_rng(0).standard_normal((4, 6, 9, 3)).astype(np.float32)
+    write_h5(tmp_path / "train.h5", pcd=pcd, label=np.zeros((4, 6), int))
+    keys = {"task": "action_segmentation", "classes": ["a", "b"], "splits": {"train": ["train.h5"]}}
+    items = VideoItems(action_set(tmp_path, **keys), "train")
+    wanted = [items[i]["coord"] for i in range(4)]  # opened here first, then in the workers
+    loader = DataLoader(items, batch_size=1, collate_fn=collate_videos, num_workers=2)
+    assert all(np.array_equal(b["point"].coord.numpy(), w) for b, w in zip(loader, wanted, strict=True))

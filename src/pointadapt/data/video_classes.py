@@ -34,7 +34,7 @@ NTU = (
     "whisper in other person's ear", "exchange things with other person", "support somebody with hand",
     "finger-guessing game (playing rock-paper-scissors)",
 )  # fmt: skip
-#: Subjects to learn from in the cross-subject splits of NTU RGB+D 60, and those of 120 beyond them.
+#: Subjects to learn from in the cross-subject splits of NTU RGB+D 60, and of 120 (Liu et al. 2019).
 NTU60_SUBJECTS = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
 NTU120_SUBJECTS = (
     *NTU60_SUBJECTS,

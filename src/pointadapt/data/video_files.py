@@ -84,7 +84,7 @@ def below(dataset: VideoSet, path: Path) -> list[Video]:
         return in_file(dataset, path)
     entries = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=natural)
     files = files_of_videos(entries)
-    frames = [] if files else [p for p in entries if is_frame(p)]
+    frames = [] if files else frames_among(entries)
     found = [video for file in files for video in in_file(dataset, file)]
     if frames:
         found.append(in_folder(dataset, path, frames))
@@ -99,6 +99,12 @@ def is_frame(path: Path) -> bool:
     if path.is_dir():
         return is_scan(path)
     return is_shape(path) and not (path.suffix.lower() in TEXT and path.stem.lower().endswith(WORDS))
+
+
+def frames_among(paths: list[Path]) -> list[Path]:
+    """The frames among the entries of one folder; text files (times, notes) are none beside files made for points."""
+    frames = [path for path in paths if is_frame(path)]
+    return [path for path in frames if path.suffix.lower() not in TEXT] or frames
 
 
 def files_of_videos(paths: list[Path]) -> list[Path]:
@@ -143,10 +149,13 @@ def checked(video: Video) -> Video:
 
 def refuse_gaps(frames: list[Path]) -> None:
     """Raises UserError where numbers in the frames' names rise by a fixed step but for some frame."""
-    numbers = [int(found[-1]) if (found := re.findall(r"\d+", frame.stem)) else None for frame in frames]
-    if None in numbers or len(frames) < 3:
+    found = [re.findall(r"\d+", frame.stem) for frame in frames]
+    if len(frames) < 3 or len({len(groups) for groups in found}) > 1 or any(map(is_decimal, frames)):
         return
-    steps = np.diff(np.array(numbers, dtype=object)).tolist()
+    columns = [column for column in zip(*found, strict=True) if len(set(column)) > 1]
+    if not columns:
+        return
+    steps = np.diff(np.array([int(number) for number in columns[-1]], dtype=object)).tolist()
     step, times = Counter(steps).most_common(1)[0]
     if 2 * times < len(steps):  # times of day rather than numbers
         return
@@ -190,8 +199,15 @@ def within_set(dataset: VideoSet, path: Path) -> str:
 
 
 def natural(path: Path) -> list[Any]:
-    """Sorting key in which frame 10 comes after frame 9."""
+    """Sorting key in which frame 10 comes after frame 9; a name that is a decimal number is one: 0.5 after 0.25."""
+    if is_decimal(path):
+        whole, _, fraction = path.stem.partition(".")
+        return [*natural(path.parent), (0, int(whole), fraction)]
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.as_posix())]
+
+
+def is_decimal(path: Path) -> bool:
+    return re.fullmatch(r"\d+\.\d+", path.stem) is not None
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pointadapt.data.video_arrays import contents
 from pointadapt.data.video_files import (
     Video,
     files_of_videos,
-    is_frame,
+    frames_among,
     label_file,
     natural,
     read_frame,
@@ -130,7 +130,7 @@ def leaves(folder: Path, root: Path) -> list[Video]:
     found = []
     for file in files_of_videos(entries):
         found.append(Video(file.relative_to(root).as_posix(), file, contents(file).frames[0]))
-    frames = [] if found else [p for p in entries if is_frame(p)]
+    frames = [] if found else frames_among(entries)
     if len(frames) > 1 and folder != root and named_split(folder.name) not in SPLITS:
         found.append(Video(folder.relative_to(root).as_posix(), folder, len(frames), files=tuple(frames)))
     for place in entries:
