@@ -1,0 +1,314 @@
+"""Published scene benchmarks: small folders in the exact layouts are found, read, split and scored as published."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import yaml
+
+from pointadapt import cli
+from pointadapt.data.benchmark_init import init_benchmark
+from pointadapt.data.benchmarks import BENCHMARKS, CHUNKS, facts, find_benchmark
+from pointadapt.data.io import read_scan, write_labels
+from pointadapt.data.loader import ScanDataset
+from pointadapt.data.scans import DataSet
+from pointadapt.data.transforms import TRAIN_TRANSFORMS, eval_transform
+from pointadapt.errors import UserError
+
+POINTS = 400
+
+
+def pointcept(folder, seed=0, **arrays):
+    """A scan in Pointcept's layout: float32 coord, uint8 color, float32 normal and what is given."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    normal = rng.standard_normal((POINTS, 3)).astype(np.float32)
+    made = {
+        "coord": (rng.random((POINTS, 3)) * [3, 2, 1]).astype(np.float32),
+        "color": rng.integers(1, 256, (POINTS, 3)).astype(np.uint8),
+        "normal": normal / np.linalg.norm(normal, axis=1, keepdims=True),
+        "instance": rng.integers(-1, 5, POINTS),
+        **arrays,
+    }
+    for name, values in made.items():
+        np.save(folder / f"{name}.npy", values)
+    return made
+
+
+def ids(classes, seed=0, shape=POINTS, dtype=np.int64):
+    return np.random.default_rng(seed).integers(-1, classes, shape).astype(dtype)
+
+
+def write_scannet(folder):
+    for seed, name in enumerate(("train/scene0000_00", "train/scene0000_01", "val/scene0011_00")):
+        pointcept(folder / name, seed, segment20=ids(20, seed), segment200=ids(200, seed))
+    pointcept(folder / "test/scene0707_00")
+    return folder
+
+
+def write_scannetpp(folder):
+    for seed, name in enumerate((f"{CHUNKS}/0a5c013435_0", f"{CHUNKS}/0a5c013435_1", "val/7b6477cb95")):
+        segment = ids(100, seed, (POINTS, 3), np.int16)
+        segment[:, 0] = np.abs(segment[:, 0])
+        pointcept(folder / name, seed, segment=segment, instance=segment)
+    return folder
+
+
+def write_s3dis(folder, areas=range(1, 7)):
+    for area in areas:
+        pointcept(folder / f"Area_{area}" / "office_1", area, segment=np.abs(ids(13, area, (POINTS, 1), np.int16)))
+    return folder
+
+
+def write_structured3d(folder):
+    for seed, name in enumerate(("train/scene_00000/room_485142", "val/scene_03000/room_0", "test/scene_03250/room_1")):
+        pointcept(folder / name, seed, segment=ids(25, seed, dtype=np.int16))
+    return folder
+
+
+def frame(file, width, seed=0, top=1.0):
+    rng = np.random.default_rng(seed)
+    values = rng.random((POINTS, width)).astype(np.float32) * ([20, 20, 2, top, 32][:width])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values.astype(np.float32).tofile(file)
+    return values.astype(np.float32)
+
+
+def write_semantickitti(folder, base="dataset/sequences"):
+    raw = [raw for names in facts("semantickitti")["raw"].values() for raw in names] + facts("semantickitti")["ignore"]
+    for seed, (sequence, number) in enumerate((("00", 0), ("00", 1), ("10", 0), ("08", 0), ("11", 0))):
+        frame(folder / base / sequence / "velodyne" / f"{number:06d}.bin", 4, seed)
+        if sequence != "11":
+            rng = np.random.default_rng(seed)
+            label = rng.choice(raw, POINTS).astype(np.uint32) | (rng.integers(0, 99, POINTS).astype(np.uint32) << 16)
+            place = folder / base / sequence / "labels"
+            place.mkdir(exist_ok=True)
+            label.tofile(place / f"{number:06d}.label")
+    return folder
+
+
+def write_nuscenes(folder):
+    """Pointcept's: raw/ as downloaded and an index of it."""
+    (folder / "info").mkdir(parents=True)
+    for split, count in {"train": 2, "val": 1}.items():
+        infos = []
+        for number in range(count):
+            name = f"samples/LIDAR_TOP/{split}{number}.pcd.bin"
+            label = f"lidarseg/v1.0-trainval/{split}{number}_lidarseg.bin"
+            frame(folder / "raw" / name, 5, number, top=255)
+            file = folder / "raw" / label
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.random.default_rng(number).integers(0, 32, POINTS).astype(np.uint8).tofile(file)
+            infos.append({"lidar_path": name, "gt_segment_path": label, "sweeps": [], "ref_from_car": np.eye(4)})
+        with open(folder / "info" / f"nuscenes_infos_10sweeps_{split}.pkl", "wb") as stream:
+            pickle.dump(infos, stream)
+    return folder
+
+
+WRITERS = {
+    "scannet": write_scannet,
+    "scannet200": write_scannet,
+    "scannetpp": write_scannetpp,
+    "structured3d": write_structured3d,
+    "s3dis": write_s3dis,
+    "semantickitti": write_semantickitti,
+    "nuscenes": write_nuscenes,
+}
+CLASSES = {
+    "scannet": 20, "scannet200": 200, "scannetpp": 100, "structured3d": 25, "s3dis": 13, "semantickitti": 19,
+    "nuscenes": 16,
+}  # fmt: skip
+
+
+def opened(folder, name, **options):
+    (file,) = init_benchmark(folder, find_benchmark(folder, name), **options)
+    return DataSet.open(file)
+
+
+def test_every_benchmark_is_written_here():
+    assert set(WRITERS) == set(BENCHMARKS) == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_found_opened_and_prepared(tmp_path, name):
+    folder = WRITERS[name](tmp_path / "data")
+    dataset = opened(folder, name)
+    assert len(dataset.names) == CLASSES[name] and dataset.names == facts(name)["names"]
+    train = ScanDataset(dataset, "train", TRAIN_TRANSFORMS[dataset.transform](dataset.voxel, 300))
+    assert train[0]["feat"].shape[1] == 9 and np.isfinite(train[0]["feat"]).all()
+    held_out = ScanDataset(dataset, "val", eval_transform(dataset.voxel))
+    assert len(held_out[0]["origin_segment"]) == POINTS and (held_out[0]["origin_segment"] >= 0).sum() > 50
+    assert dataset.voxel == pytest.approx(0.02)
+    again = DataSet.from_dict(json.loads(json.dumps(dataset.as_dict())), folder)
+    assert again == dataset and again.paths("val") == dataset.paths("val")
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "scannet200"])
+def test_seen_from_the_folder_alone(tmp_path, name):
+    folder = WRITERS[name](tmp_path / "data")
+    assert find_benchmark(folder).title.startswith(BENCHMARKS[name].title)
+
+
+def test_other_scans_are_no_benchmark(tmp_path):
+    pointcept(tmp_path / "train" / "kitchen", segment=ids(3))
+    np.savez(tmp_path / "a.npz", coord=np.zeros((4, 3)))
+    assert find_benchmark(tmp_path) is None
+
+
+def test_labels_of_scannet_by_layout(tmp_path):
+    folder = write_scannet(tmp_path)
+    for name, field in {"scannet": "segment20", "scannet200": "segment200"}.items():
+        dataset = opened(folder, name, overwrite=True)
+        sample = dataset.read(folder / "val/scene0011_00")
+        np.testing.assert_array_equal(sample["segment"], np.load(folder / "val/scene0011_00" / f"{field}.npy"))
+        np.testing.assert_allclose(sample["normal"], np.load(folder / "val/scene0011_00/normal.npy"))
+        assert [len(dataset.paths(split)) for split in ("train", "val", "test")] == [2, 1, 0]
+    assert {group: len(names) for group, names in dataset.groups.items()} == {"head": 66, "common": 68, "tail": 66}
+    assert sorted(sum(dataset.groups.values(), ())) == sorted(dataset.names)
+
+
+def test_scannetpp_keeps_all_labels_for_scoring_and_learns_the_first(tmp_path):
+    folder = write_scannetpp(tmp_path)
+    dataset = opened(folder, "scannetpp")
+    assert dataset.top_k == 3 and dataset.splits["train"] == (CHUNKS,)
+    written = np.load(folder / "val/7b6477cb95/segment.npy")
+    sample = ScanDataset(dataset, "val", cache=tmp_path / "cache")[0]
+    np.testing.assert_array_equal(np.c_[sample["segment"], sample["more_segments"]], written)
+    assert "more_segments" not in ScanDataset(dataset, "train")[0]
+    whole = tmp_path / "whole"
+    (folder / CHUNKS).rename(folder / "train")
+    assert find_benchmark(folder, "scannetpp").notes[-1].startswith("train/ holds whole scenes") and not whole.exists()
+
+
+def test_areas_of_s3dis(tmp_path, capsys):
+    folder = write_s3dis(tmp_path)
+    dataset = opened(folder, "s3dis")
+    assert dataset.splits == {"train": ("Area_1", "Area_2", "Area_3", "Area_4", "Area_6"), "val": ("Area_5",)}
+    assert dataset.transform == "s3dis" and len(dataset.paths("train")) == 5
+    assert cli.main(["init", str(folder), "--layout", "s3dis", "--variant", "6fold"]) == 0
+    assert "pool" in capsys.readouterr().err
+    tested = []
+    for area in range(1, 7):
+        fold = DataSet.open(folder / f"Area_{area}.yaml")
+        tested += fold.paths("val")
+        assert len(fold.paths("train")) == 5 and not set(fold.paths("train")) & set(fold.paths("val"))
+    assert len(set(tested)) == 6
+    (files,) = init_benchmark(folder, find_benchmark(folder, "s3dis", "Area_2"), overwrite=True)
+    assert DataSet.open(files).splits["val"] == ("Area_2",)
+
+
+def test_frames_of_semantickitti(tmp_path):
+    folder = write_semantickitti(tmp_path)
+    found = find_benchmark(folder)
+    assert any("03, 04, 05" in note for note in found.notes)
+    dataset = opened(folder, "semantickitti")
+    assert [p.parent.parent.name for p in dataset.paths("train")] == ["00", "00", "10"]
+    path = dataset.paths("val")[0]
+    raw = np.fromfile(path.parent.parent / "labels" / "000000.label", np.uint32) & 0xFFFF
+    official = {int(k): v for k, v in LEARNING_MAP.items()}
+    np.testing.assert_array_equal(dataset.read(path)["segment"], [official[r] - 1 for r in raw.tolist()])
+    assert dataset.raw_ids.tolist() == [10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]
+    remission = np.fromfile(path, np.float32).reshape(-1, 4)[:, 3]
+    np.testing.assert_allclose(dataset.read(path)["color"], np.repeat(remission[:, None] * 255, 3, 1), atol=0.51)
+    assert opened(write_semantickitti(tmp_path / "flat", "sequences"), "semantickitti").names == dataset.names
+
+
+#: Official learning map of a few raw ids that share a class, and of ignored ones; the others follow from raw_ids.
+LEARNING_MAP = {
+    "0": 0, "1": 0, "10": 1, "11": 2, "13": 5, "15": 3, "16": 5, "18": 4, "20": 5, "30": 6, "31": 7, "32": 8, "40": 9,
+    "44": 10, "48": 11, "49": 12, "50": 13, "51": 14, "52": 0, "60": 9, "70": 15, "71": 16, "72": 17, "80": 18,
+    "81": 19, "99": 0, "252": 1, "253": 7, "254": 6, "255": 8, "256": 5, "257": 5, "258": 4, "259": 5,
+}  # fmt: skip
+
+
+def test_frames_of_nuscenes(tmp_path):
+    folder = write_nuscenes(tmp_path)
+    dataset = opened(folder, "nuscenes")
+    (path,) = dataset.paths("val")
+    scan = read_scan(path)
+    assert scan.label is None and set(scan.extras) == {"intensity", "ring"} and len(scan) == POINTS
+    raw = np.fromfile(folder / "raw/lidarseg/v1.0-trainval/val0_lidarseg.bin", np.uint8)
+    segment = dataset.read(path)["segment"]
+    assert (segment[raw == 17] == 3).all() and (segment[raw == 30] == 15).all() and (segment[raw == 31] == -1).all()
+    assert (segment[raw == 0] == -1).all() and sorted(set(segment.tolist())) == list(range(-1, 16))
+    raw[:7].tofile(folder / "raw/lidarseg/v1.0-trainval/val0_lidarseg.bin")
+    with pytest.raises(UserError, match="7 labels for the 400 points"):
+        dataset.read(path)
+
+
+def test_predictions_of_frames_are_label_files(tmp_path):
+    path = tmp_path / "velodyne" / "000000.bin"
+    frame(path, 4)
+    classes = np.random.default_rng(0).choice([10, 40, 70], POINTS)
+    write_labels(path, tmp_path / "out.label", classes, np.ones(POINTS))
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "out.label", np.uint32), classes)
+    with pytest.raises(UserError, match="call it out.label"):
+        write_labels(path, tmp_path / "out.bin", classes, np.ones(POINTS))
+    path.write_bytes(b"123456")
+    with pytest.raises(UserError, match="no multiple of 4 float32"):
+        read_scan(path)
+
+
+def test_raw_id_that_nobody_knows(tmp_path):
+    folder = write_semantickitti(tmp_path)
+    dataset = opened(folder, "semantickitti")
+    path = dataset.paths("val")[0]
+    np.full(POINTS, 77, np.uint32).tofile(path.parent.parent / "labels" / "000000.label")
+    with pytest.raises(UserError, match="label id 77 is neither in `classes` nor in `ignore`"):
+        dataset.read(path)
+
+
+@pytest.mark.parametrize(
+    "name, spoil, given, message",
+    [
+        ("scannet", None, "train", "give .*data"),
+        ("scannet", None, "..", "give .*data"),
+        ("scannet", "val", "", "there is no val/ with scans"),
+        ("s3dis", "Area_5", "", "Area_5 is missing.*--variant Area_1"),
+        ("structured3d", "train", "", r"not laid out as Structured3D: it needs train/scene_XXXXX"),
+        ("semantickitti", "dataset/sequences/08/labels", "", r"08/labels: no \.label files"),
+        ("nuscenes", "info", "", "not laid out as nuScenes-lidarseg"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, name, spoil, given, message):
+    folder = WRITERS[name](tmp_path / "data")
+    if spoil:
+        (folder / spoil).rename(tmp_path / "spoiled")
+    with pytest.raises(UserError, match=message) as caught:
+        find_benchmark(folder / given, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_and_raw_downloads(tmp_path):
+    folder = write_s3dis(tmp_path / "data", areas=(1, 5))
+    for layout, variant, message in (
+        ("kitti", None, "layout 'kitti' is unknown: use one of scannet"),
+        ("s3dis", "Area_7", "variant 'Area_7' is unknown"),
+        ("s3dis", "6fold", "Area_2, Area_3, Area_4, Area_6 are missing"),
+        ("scannet", "Area_5", "there are no variants of ScanNet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_benchmark(folder, layout, variant)
+    (tmp_path / "raw" / "v1.0-trainval").mkdir(parents=True)
+    (tmp_path / "raw" / "v1.0-trainval" / "lidarseg.json").write_text("[]")
+    with pytest.raises(UserError, match="pointadapt prepare nuscenes"):
+        find_benchmark(tmp_path / "raw")
+
+
+def test_init_by_the_command_line(tmp_path, capsys):
+    folder = write_scannet(tmp_path)
+    assert cli.main(["init", str(folder)]) == 0
+    said = capsys.readouterr()
+    assert "found ScanNet v2" in said.out and "--layout scannet200" in said.err and "--grid-size 0.08" in said.err
+    content = yaml.safe_load((folder / "dataset.yaml").read_text())
+    assert content["splits"] == {"train": ["train"], "val": ["val"]} and content["grid_size"] == 0.02
+    assert cli.main(["init", str(folder), "--layout", "scannet200"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    arguments = ["init", str(folder), "--layout", "scannet200", "--grid-size", "0.08", "--overwrite"]
+    assert cli.main(arguments) == 0
+    dataset = DataSet.open(folder)
+    assert dataset.grid_size == 0.08 and dataset.scale == 0.25 and len(dataset.names) == 200
+    assert cli.main(["init", str(folder), "--val", "0.5", "--overwrite"]) == 2
+    assert "--val says nothing about a benchmark" in capsys.readouterr().err
+    assert cli.main(["info", str(folder)]) == 0
