@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pointadapt.data.object_layouts import pick
+from pointadapt.data.scans import SPLITS
 from pointadapt.data.video_arrays import VideoArrays, first, holds_videos, read_videos, text
 from pointadapt.data.video_classes import (
     HOI4D_IGNORED,
@@ -273,7 +274,7 @@ def by_name(folder: Path, endings: tuple[str, ...]) -> dict[str, tuple[str, ...]
         split = next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
         if split and holds_videos(path):
             splits.setdefault(split, []).append(path.name)
-    return {split: tuple(files) for split, files in splits.items()}
+    return {split: tuple(splits[split]) for split in SPLITS if split in splits}
 
 
 def many_videos(folder: Path, variant: str | None) -> VideoLayout | None:

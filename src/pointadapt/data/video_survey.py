@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from pointadapt.data.object_survey import flow, line, listing
+from pointadapt.data.video_files import Video
 from pointadapt.data.video_folders import find_videos
 from pointadapt.data.video_layouts import VideoLayout
 from pointadapt.data.video_set import YAML, VideoSet
@@ -51,26 +52,30 @@ def init_videos(folder: Path | str, layout: VideoLayout | None = None, overwrite
 
 def videos_by_class(dataset: VideoSet) -> dict[str, Counter[str]]:
     """split -> class (task action; else "videos") -> videos, for all splits that have any."""
-    counts = {
-        split: Counter(
-            "videos" if video.target is None else dataset.classes[video.target] for video in dataset.videos(split)
-        )
-        for split in dataset.split_names
-    }
-    return {split: count for split, count in counts.items() if count}
+    return {split: counted(dataset, videos) for split, videos in listed(dataset).items()}
+
+
+def listed(dataset: VideoSet) -> dict[str, list[Video]]:
+    """split -> its videos, for all splits that have any."""
+    found = {split: dataset.videos(split) for split in dataset.split_names}
+    return {split: videos for split, videos in found.items() if videos}
+
+
+def counted(dataset: VideoSet, videos: list[Video]) -> Counter[str]:
+    return Counter("videos" if video.target is None else dataset.classes[video.target] for video in videos)
 
 
 def video_warnings(layout: VideoLayout) -> list[str]:
     """Sentences on what a user should know or check."""
     dataset, notes = layout.dataset, list(layout.notes)
-    counts = videos_by_class(dataset)
-    if dataset.task == "action" and "train" in counts:
-        missing = [name for name in dataset.classes if not counts["train"][name]]
+    found = listed(dataset)
+    if dataset.task == "action" and "train" in found:
+        seen = counted(dataset, found["train"])
+        missing = [name for name in dataset.classes if not seen[name]]
         if missing:
             few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             notes.append(f"train has no video of {few}")
-    for split in counts:
-        videos = dataset.videos(split)
+    for split, videos in found.items():
         short = sum(video.length // dataset.merge < dataset.span for video in videos)
         if short:
             fate = "are left out" if dataset.short_video == "drop" else "show their last frame again"
