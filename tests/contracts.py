@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt, load_adapted
 from pointadapt.methods.core import AdapterLayer
+from pointadapt.methods.from_peft import OF_PEFT
 from pointadapt.point import Point, collate
 from pointadapt.tasks.classification import Classification
 from pointadapt.tasks.segmentation import Segmentation
@@ -34,29 +36,37 @@ from pointadapt.tasks.segmentation import Segmentation
 SMALL = dict(stride=(2,), enc_depths=(2, 2), enc_channels=(16, 32), enc_num_head=(1, 2), enc_patch_size=(32, 32))
 DECODER = dict(dec_depths=(1,), dec_channels=(16,), dec_num_head=(1,), dec_patch_size=(32,))
 
-#: encoder of Sonata's kind with layer scale; classic PTv3: BatchNorm, convolution stem, decoder; Point-MAE
+#: encoder of Sonata's kind with layer scale; classic PTv3: BatchNorm, convolution stem, decoder; Point-MAE; SparseUNet
 BACKBONES = {
     "m2": PTv3Config(**SMALL, layer_scale=0.5),
     "m1": PTv3Config(**SMALL, **DECODER, generation="m1"),
     "vit": PointViTConfig(
         groups=12, group_size=8, channels=32, depth=3, heads=2, embed_channels=32, embed_hidden=(8, 16, 32)
     ),
+    "unet": SparseUNetConfig(
+        base_channels=12, enc_channels=(16, 24), enc_layers=(2, 1), dec_channels=(16, 20), dec_layers=(2, 1)
+    ),
 }
-KIND = {"m2": "points", "m1": "points", "vit": "tokens"}
+NETWORK = {PTv3Config: PTv3, PointViTConfig: PointViT, SparseUNetConfig: SparseUNet}
+KIND = {name: NETWORK[type(config)].kind for name, config in BACKBONES.items()}
+#: How parameters of peft's own methods are called.
+OF_PEFT_NAMES = (".lora_", ".vera_lambda_", ".randlora_")
+#: Random matrices that they keep in their files, once for all layers.
+RANDOM = ("base_model.vera_", "base_model.randlora_")
 
 
 def tiny(backbone: str = "m2", classes: int = 4, seed: int = 0) -> Segmentation | Classification:
     """A small random model, the same for the same seed, every weight away from its initial zeros and ones."""
     torch.manual_seed(seed)
     config = BACKBONES[backbone]
-    net = PTv3(config) if isinstance(config, PTv3Config) else PointViT(config)
+    net = NETWORK[type(config)](config)
     for parameter in net.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
-    task = Segmentation if isinstance(net, PTv3) else Classification
+    task = Classification if isinstance(net, PointViT) else Segmentation
     return task(net, classes).eval()
 
 
@@ -157,7 +167,8 @@ def frozen_state(model: nn.Module) -> dict[str, Tensor]:
     """Weights and buffers of the plain model inside an adapted one, under their plain names."""
     state = {}
     for name, value in model.state_dict().items():
-        if "_adapter." not in name and ".modules_to_save." not in name and ".lora_" not in name:
+        marks = ("_adapter.", ".modules_to_save.", *OF_PEFT_NAMES, ".vera_A.", ".vera_B.")
+        if not any(mark in name for mark in marks):
             state[name.replace(".base_layer", "").replace(".original_module", "")] = value.clone()
     return state
 
@@ -183,7 +194,7 @@ def trains_adapter_and_head_only(case: Case) -> None:
     model = case.adapted()
     names = trainable(model)
     assert any(".head.modules_to_save." in n for n in names)
-    marks = ("_adapter.default", "_shared.default", ".modules_to_save.default", ".lora_")
+    marks = ("_adapter.default", "_shared.default", ".modules_to_save.default", *OF_PEFT_NAMES)
     assert all(any(mark in n for mark in marks) for n in names)
     assert {n for n, _ in model.named_parameters() if any(m in n for m in marks)} == names
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -206,7 +217,7 @@ def is_identity_at_start(case: Case) -> None:
         torch.manual_seed(3)
         expected = logits(plain, point)
         torch.manual_seed(3)
-        if not (case.method == "decoder" and case.backbone == "m1"):
+        if not (case.method == "decoder" and case.backbone in ("m1", "unet")):
             assert torch.equal(logits(model, point), expected)
 
 
@@ -264,14 +275,14 @@ def file_holds_adapter_and_head_only(case: Case) -> None:
     parts = {
         key.removeprefix("base_model.model.").split(".")[0]
         for key in state
-        if "_adapter." not in key and "_shared." not in key and ".lora_" not in key
+        if not any(mark in key for mark in ("_adapter.", "_shared.", *OF_PEFT_NAMES, *RANDOM))
     }
     trains = getattr(case.config, "trains", ())
     assert parts <= ({"head", "backbone"} if fresh or trains else {"head"})
     assert len(state["base_model.model.head.fingerprint"]) == 32
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     own = {n.replace(".modules_to_save.default", "").replace(".default", "") for n, _ in model.named_buffers()}
-    buffers = sum(v.numel() for k, v in state.items() if k in own)
+    buffers = sum(v.numel() for k, v in state.items() if k in own or k.startswith(RANDOM))
     assert sum(v.numel() for v in state.values()) - buffers == trained
     model.save_pretrained(case.folder)  # peft knows the backbone's name by now and must not ask the hub about it
     config = json.loads((case.folder / "adapter_config.json").read_text())
@@ -284,7 +295,7 @@ def two_adapters_do_not_touch_each_other(case: Case) -> None:
     first = logits(model, point)
     names = trainable(model)
     second = METHODS[case.method]()
-    if case.method == "lora":
+    if case.method in OF_PEFT:
         second = copy.deepcopy(model.peft_config["default"])
     model.add_adapter("site-b", second)
     assert trainable(model) == names
@@ -327,10 +338,10 @@ def delete_leaves_the_others(case: Case) -> None:
     model = case.trained()
     expected = logits(model, point)
     second = METHODS[case.method]()
-    if case.method == "lora":
+    if case.method in OF_PEFT:
         second = copy.deepcopy(model.peft_config["default"])
     model.add_adapter("site-b", second)
-    if case.method != "lora":  # peft deactivates the head when an inactive adapter goes
+    if case.method not in OF_PEFT:  # peft deactivates the head when an inactive adapter goes
         model.delete_adapter("site-b")
         assert torch.equal(logits(model, point), expected)
         assert not any("site-b" in key for key in model.state_dict())
@@ -359,7 +370,7 @@ def merge_works_or_refuses(case: Case) -> None:
     model.merge_adapter()
     torch.testing.assert_close(logits(model, point), expected, atol=1e-4, rtol=1e-4)
     model.unmerge_adapter()
-    if case.method != "lora":  # ours restores the bits; LoRA subtracts again
+    if case.method not in OF_PEFT:  # ours restores the bits; LoRA subtracts again
         assert_same(frozen_state(model.get_base_model()), before)
     merged = model.merge_and_unload()
     assert not is_wrapped(merged)

@@ -10,7 +10,7 @@ from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt
 from pointadapt.methods.adapters import BitFitConfig, BottleneckConfig, DecoderConfig, FullConfig, LinearConfig
-from pointadapt.methods.core import LoraConfig
+from pointadapt.methods.from_peft import LoraConfig
 from pointadapt.tasks.classification import Classification
 from pointadapt.tasks.segmentation import Segmentation
 

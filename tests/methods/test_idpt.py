@@ -4,14 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from contracts import logits, tiny
+from contracts import cloud, logits, tiny
 from methods.objects import FAMILIES, alone, clouds, official, parts, published_names, small, trained
 from parity import idpt
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
+from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt, load_adapted
 from pointadapt.methods.idpt import DGCNN, GENERATORS, READS, Edges, IDPTConfig, feature_neighbors
+from pointadapt.ops.order import curve_order
+from pointadapt.point import collate
 from pointadapt.tasks.parts import PartSegmentation
+from pointadapt.tasks.segmentation import Segmentation
 
 
 def test_counts_at_official_size():
@@ -162,6 +166,36 @@ def test_settings_that_make_no_sense_are_refused():
         adapt(small(), IDPTConfig(layer=3))
     with pytest.raises(UserError, match="module must be one of"):
         IDPTConfig(module="cnn")
-    with pytest.raises(UserError, match="room for more tokens"):
-        adapt(tiny("m2"), IDPTConfig())
+    with pytest.raises(UserError, match="which has 4, not 4"):
+        adapt(tiny("m2"), IDPTConfig(layer=4))
+    with pytest.raises(UserError, match="tokens must be at least 2"):
+        IDPTConfig(tokens=1)
     assert DGCNN(8, 50)(torch.randn(2, 4, 8)).shape == (2, 1, 8)  # fewer tokens than neighbours
+
+
+def test_counts_on_sonata_base():
+    """Published: 2.61 M with the head of 24,660; one DGCNN at the last stage's width is 2,363,392."""
+    with torch.device("meta"):
+        model = adapt(Segmentation(PTv3(PTv3Config()), 20), IDPTConfig())
+    assert trained(model, "idpt_adapter") == 9 * 512**2 + 8 * 512 == 2_363_392
+    assert trained(model) == 2_363_392 + 24_660
+    assert model.base_model.targeted_module_names == ["backbone.enc.4.blocks.2.mix.attn"]
+
+
+def test_a_scene_s_prompt_is_made_of_its_points_for_one_block():
+    torch.manual_seed(0)
+    model = adapt(tiny("m2"), IDPTConfig(layer=1, tokens=8)).eval()
+    assert model.base_model.targeted_module_names == ["backbone.enc.0.blocks.1.mix.attn"]
+    layer = model.get_base_model().backbone.enc[0].blocks[1].mix.attn
+    adapter, attn = layer.adapters["default"], layer.base_layer
+    point = collate([cloud(20, 3, 16), cloud(1, 5, 16), cloud(30, 4, 16)]).but(extra={"curve": "hilbert"})
+    order = curve_order(point, "hilbert")[0]
+    chosen = [[order[s + i * n // 8] for i in range(8)] for s, n in ((0, 20), (20, 1), (21, 30))]
+    prompts = adapter.generator(point.feat[torch.tensor(chosen)])  # [3, 1, 16]
+    with torch.no_grad():
+        _, key, value = attn.qkv(prompts).chunk(3, -1)
+        assert torch.equal(layer(point).feat, attn(point, prompt=(key, value)).feat)
+        assert not torch.allclose(layer(point).feat, attn(point).feat)
+    empty = collate([cloud(20, 3, 16), cloud(0, 1, 16)]).but(extra={"curve": "hilbert"})
+    with torch.no_grad():
+        torch.testing.assert_close(layer(empty).feat, layer(point).feat[:20], atol=1e-6, rtol=1e-5)

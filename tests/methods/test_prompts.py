@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from contracts import logits, tiny
+from contracts import cloud, logits, tiny
 from methods.objects import FAMILIES, clouds, official, published_names, small, sonata, trained
 from parity import vptdeep
 from pointadapt.backbones.point_gpt import PointGPT
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
-from pointadapt.methods.prompts import DeepPrompts, PrefixConfig, VPTConfig
+from pointadapt.methods.prompts import DeepPrompts, PrefixConfig, VPTConfig, joined
 from pointadapt.tokens import Tokens
 
 
@@ -97,5 +97,31 @@ def test_prefix_is_attention_over_more_keys():
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(UserError, match="n must be at least 1"):
         PrefixConfig(n=0)
-    with pytest.raises(UserError, match="on scenes use method prefix"):
-        adapt(tiny("m2"), VPTConfig())
+    with pytest.raises(UserError, match="points are pooled between them"):
+        adapt(tiny("m2"), VPTConfig(deep=False))
+
+
+def test_prompts_of_scenes_are_tokens_of_every_window():
+    """A window of points with the prompts behind them, through the frozen attention, is what the points get."""
+    model = adapt(tiny("m2"), VPTConfig(n=3)).eval()
+    assert sum(p.numel() for n, p in model.named_parameters() if "vpt_" in n) == 2 * 3 * (16 + 32)
+    layer = model.get_base_model().backbone.enc[0].blocks[1].mix.attn
+    adapter, attn = layer.adapters["default"], layer.base_layer
+    nn.init.normal_(adapter.token)
+    point = cloud(20, 3, 16).but(extra={"curve": "z"})  # fewer than a window
+    rows = torch.cat([point.feat, adapter.token])
+    query, key, value = attn.qkv(rows).chunk(3, -1)
+    heads = [
+        (q @ k.T / q.shape[1] ** 0.5).softmax(-1) @ v
+        for q, k, v in zip(*(x.chunk(attn.heads, -1) for x in (query, key, value)), strict=True)
+    ]
+    torch.testing.assert_close(layer(point).feat, attn.proj(torch.cat(heads, -1))[:20], atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_for_all_and_for_each_cloud_are_joined():
+    for_all, for_each = (torch.randn(3, 8),) * 2, (torch.randn(2, 1, 8),) * 2
+    for given, own in ((for_all, for_each), (for_each, for_all)):
+        key, value = joined(given, own)
+        assert key.shape == (2, 4, 8) and torch.equal(key, value)
+        assert torch.equal(key[1, :3] if given is for_all else key[1, 1:], for_all[0])
+    assert joined(None, for_all) is for_all

@@ -32,7 +32,8 @@ class Backbone(nn.Module):
     in_channels     channels of ``Point.feat`` it wants
     out_channels    channels of ``forward(point).feat``
     dense_channels  channels of ``dense(point)``, one row per input point: what a segmentation head reads
-    kind            "points": features of single points flow through it (Point); "tokens": of groups of points (Tokens)
+    kind            "points": features of single points flow through blocks of attention along curves (Point);
+                    "voxels": through sparse convolutions alone (Point); "tokens": of groups of points (Tokens)
     reads           what a classification head reads of ``forward(point)`` (tasks/classification.readout)
     part_reads      what a part segmentation's head reads of a whole cloud (tasks/parts.py)
     depth           number of blocks whose outputs ``taps`` gives; 0: it has no taps

@@ -30,10 +30,11 @@ from pointadapt.backbones.object_weights import build_objects, changed, is_objec
 from pointadapt.backbones.point_vit import PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.backbones.ptv3_weights import backbone_entries, config_from_official, rename_official, with_tuples
+from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 from pointadapt.errors import UserError
 from pointadapt.files import write_bytes
 
-Config = PTv3Config | PointViTConfig
+Config = PTv3Config | PointViTConfig | SparseUNetConfig
 Compat = Literal["clean", "official"]
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -98,6 +99,7 @@ BACKBONES: dict[str, Source] = {
     "concerto-large": Source(LARGE, "Pointcept/Concerto", "concerto_large.pth", CC_NC, "indoor, 2 cm grid"),
     "utonia": Source(UTONIA, "Pointcept/Utonia", "utonia.pth", CC_NC, "all domains, 1 cm grid after scaling"),
     "ptv3": Source(CLASSIC, licence="", note="classic PTv3 with decoder; give the path of a checkpoint"),
+    "sparse-unet": Source(SparseUNetConfig(), note="sparse convolution U-Net; give a file that save_backbone wrote"),
     "nano-mae": Source(NANO_MAE, file="nano-mae.safetensors", licence="Apache-2.0", note="bundled; procedural objects"),
     "point-mae": Source(PointViTConfig(), note=BY_FILE),
     "point-bert": Source(PointViTConfig(embed_channels=256), note=BY_FILE),
@@ -191,6 +193,10 @@ def build(
         if decoder:
             raise UserError(f"{name} works on groups of points and takes no decoder: leave decoder out")
         backbone = build_objects(replace(config, sampling="released") if compat == "official" else config)
+    elif isinstance(config, SparseUNetConfig):
+        if decoder:
+            raise UserError(f"{name} has a decoder already: leave decoder out")
+        backbone = SparseUNet(config)
     else:
         backbone = build_ptv3(config, compat, decoder, name)
     backbone.name_or_path = name
@@ -304,6 +310,8 @@ def read_checkpoint(
         if "pointadapt" in metadata and stored is not None:
             if "family" in stored:
                 return read_object(tensors, PointViTConfig(**with_tuples(stored)), settings, path)
+            if "base_channels" in stored:
+                return SparseUNetConfig(**with_tuples(stored)), tensors
             return PTv3Config(**with_tuples(stored)), tensors
     else:
         content = read_torch(path)
@@ -313,9 +321,11 @@ def read_checkpoint(
     if stored is None and sidecar.is_file():
         stored = json.loads(sidecar.read_text())
     if isinstance(known, PointViTConfig) or is_object_checkpoint(tensors):
-        if isinstance(known, PTv3Config):
-            raise UserError(f"{path} holds a network over groups of points, not a PTv3: name another with config=")
+        if isinstance(known, PTv3Config | SparseUNetConfig):
+            raise UserError(f"{path} holds a network over groups of points, not of points: name another with config=")
         return read_object(tensors, known, settings, path)
+    if isinstance(known, SparseUNetConfig):
+        raise UserError(f"{path} was not written by save_backbone: no other files of sparse U-Nets are read")
     tensors = backbone_entries(tensors)
     if not tensors:
         raise UserError(f"{path} holds no backbone weights (no embedding.* or enc.* entries)")

@@ -17,6 +17,8 @@ from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_
 from pointadapt.methods.sites import Site, width
 from pointadapt.point import Point
 
+#: Kinds of backbones for methods that ask for nothing special.
+EVERYWHERE = ("points", "voxels", "tokens")
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "none": nn.Identity}
 
 
@@ -25,8 +27,12 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "none": nn.Identity}
 class BottleneckConfig(AdapterConfig):
     """A bottleneck C -> mid -> C beside every feed-forward branch (parallel), or behind both branches (houlsby).
 
-    With the defaults it is PointTPA's static module, 131 C + 64 parameters; 938,448 on Sonata-base.
+    With the defaults it is PointTPA's static module, 131 C + 64 parameters; 938,448 on Sonata-base. A block of a
+    convolutional network has one branch, its convolutions.
     """
+
+    works_on: ClassVar[tuple[str, ...]] = EVERYWHERE
+    stand_ins: ClassVar[dict[str, str]] = {"ffn": "mix"}
 
     mid: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     placement: Literal["parallel", "houlsby"] = field(
@@ -90,6 +96,7 @@ class BitFitConfig(AdapterConfig):
     """
 
     default_targets: ClassVar[tuple[str, ...]] = (".*",)
+    works_on: ClassVar[tuple[str, ...]] = EVERYWHERE
 
     def slot_of(self, name: str, module: nn.Module, slots: dict[str, str]) -> str | None:
         has_bias = isinstance(module._parameters.get("bias"), nn.Parameter)
@@ -133,6 +140,7 @@ class Retrained(Adapter):
 class LinearConfig(AdapterConfig):
     """Linear probe: the head alone (and a decoder that no checkpoint filled, if the backbone has one)."""
 
+    works_on: ClassVar[tuple[str, ...]] = EVERYWHERE
     trains: ClassVar[tuple[str, ...]] = ()
 
 
@@ -141,6 +149,8 @@ class LinearConfig(AdapterConfig):
 class DecoderConfig(AdapterConfig):
     """Decoder probe: decoder and head in full, encoder frozen."""
 
+    works_on: ClassVar[tuple[str, ...]] = ("points", "voxels")
+    needs: ClassVar[str] = "a decoder, which networks over groups of points do not have"
     trains: ClassVar[tuple[str, ...]] = ("dec",)
 
 
@@ -149,6 +159,7 @@ class DecoderConfig(AdapterConfig):
 class FullConfig(AdapterConfig):
     """Full fine-tuning: a copy of the whole backbone is trained, and saved with the head."""
 
+    works_on: ClassVar[tuple[str, ...]] = EVERYWHERE
     trains: ClassVar[tuple[str, ...]] = ("",)
 
 

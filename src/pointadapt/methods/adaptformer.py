@@ -6,7 +6,7 @@ Chen et al.: AdaptFormer. NeurIPS 2022, arXiv 2205.13535. On objects: specs/riva
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from pointadapt.tokens import Tokens
 @dataclass
 class AdaptFormerConfig(AdapterConfig):
     """Defaults: 49,600 parameters per block of Point-MAE; 924,144 on Sonata-base."""
+
+    works_on: ClassVar[tuple[str, ...]] = ("points", "voxels", "tokens")
+    stand_ins: ClassVar[dict[str, str]] = {"ffn": "mix", "mlp": "convs"}
 
     mid: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     scale: float = field(default=0.1, metadata={"help": "Factor s on the bottleneck's output."})

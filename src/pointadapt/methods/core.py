@@ -1,4 +1,4 @@
-"""The glue between this package's methods and Hugging Face peft; the only file that knows peft.
+"""The glue between this package's methods and Hugging Face peft; from_peft.py alone knows peft as well.
 
 A method is a config under ``@peft_method("name")`` that makes its adapters, and adapters that are plain modules:
 
@@ -54,6 +54,18 @@ from pointadapt.ops.batchnorm import keep_still
 
 #: Method name -> config class; each file of this folder adds its own.
 METHODS: dict[str, type[PeftConfig]] = {}
+#: What most methods need of a backbone.
+NEEDS_TRANSFORMER = "blocks of attention and feed-forward branches, which a convolutional network does not have"
+
+
+def check_kind(config: Any, name: str, model: Any) -> None:
+    """Raise UserError when the model's backbone is of a kind that the method ``name`` does not work on.
+
+    Configs that do not say (those of peft itself) are asked nothing.
+    """
+    backbone = getattr(model, "backbone", model)
+    if getattr(backbone, "kind", "points") not in getattr(config, "works_on", (getattr(backbone, "kind", "points"),)):
+        raise UserError(f"method {name!r} cannot work on {type(backbone).__name__}: it needs {config.needs}")
 
 
 class Recorded(PeftConfig):
@@ -99,7 +111,9 @@ class AdapterConfig(Recorded):
     default_targets: ClassVar[tuple[str, ...]] = ()
     #: Kinds of backbones it works on (Backbone.kind), and the reason told where it does not.
     works_on: ClassVar[tuple[str, ...]] = ("points", "tokens")
-    needs: ClassVar[str] = ""
+    needs: ClassVar[str] = NEEDS_TRANSFORMER
+    #: Slot -> the one that takes its place in backbones that do not have it.
+    stand_ins: ClassVar[dict[str, str]] = {}
     #: Whether the adapted model computes exactly what the plain one does until it is trained.
     identity: ClassVar[bool] = True
 
@@ -121,9 +135,10 @@ class AdapterConfig(Recorded):
 
         Raises UserError for a backbone that the method cannot work on.
         """
-        backbone = getattr(model, "backbone", model)
-        if getattr(backbone, "kind", "points") not in self.works_on:
-            raise UserError(f"method {self.method!r} cannot work on {type(backbone).__name__}: it needs {self.needs}")
+        check_kind(self, self.method, model)
+        slots = getattr(getattr(model, "backbone", model), "slots", {})
+        targets = [t if t in slots else self.stand_ins.get(t, t) for t in self.target_modules or ()]
+        self.target_modules = list(dict.fromkeys(targets))
         self.choose_read(model)
 
     def choose_read(self, model: Any) -> None:
@@ -449,44 +464,6 @@ def peft_method(name: str, prefix: str | None = None) -> Callable[[type], type]:
     return register
 
 
-def as_in_lora(name: str, help: str, **default: Any) -> Any:
-    """A field of peft's LoraConfig with another default or text; peft marks variants in the field's metadata."""
-    original = peft.LoraConfig.__dataclass_fields__[name]
-    return field(**(default or {"default": original.default}), metadata={**original.metadata, "help": help})
-
-
-@dataclass
-class LoraConfig(Recorded, peft.LoraConfig):
-    """peft's LoRA (or DoRA) with defaults for point backbones: the public recipe of Concerto, r=8 on fused qkv.
-
-    ``adapt`` resolves slot names in ``target_modules`` ("qkv", "proj", "fc1", "fc2") and keeps to the encoder; given
-    straight to ``peft.get_peft_model`` they are plain name suffixes. GEM's baseline of 1.83 M parameters is r=64.
-    """
-
-    r: int = as_in_lora("r", "Rank of the update.", default=8)
-    lora_alpha: int = as_in_lora("lora_alpha", "The update is scaled by alpha / rank.", default=16)
-    lora_dropout: float = as_in_lora("lora_dropout", "Dropout on the update's input.", default=0.1)
-    use_dora: bool = as_in_lora("use_dora", "DoRA: learn the magnitude of each weight row as well.")
-    use_rslora: bool = as_in_lora("use_rslora", "Scale by alpha / sqrt(rank) instead.")
-    target_modules: list[str] | str | None = as_in_lora(
-        "target_modules", "Slots (qkv, proj, fc1, fc2) or module names to adapt.", default_factory=lambda: ["qkv"]
-    )
-    targets: Literal["encoder", "all"] = field(
-        default="encoder", metadata={"help": "encoder: leave decoder blocks alone; all: adapt them."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("targets", self.targets, ("encoder", "all"))
-
-    def to_dict(self) -> dict:
-        """Without ``targets``: by then it is part of ``target_modules``, and peft itself does not know it."""
-        return {k: v for k, v in super().to_dict().items() if k != "targets"}
-
-
-METHODS["lora"] = LoraConfig
-
-
 def options(config_cls: type) -> list[Field]:
     """The fields of a method's config that a user sets, each with ``metadata["help"]``; peft's own are left out."""
     own = {
@@ -543,6 +520,7 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
         config.modules_to_save = trained_parts(model, getattr(config, "trains", ()))
     config.modules_to_save = leaves(modules, config.modules_to_save) or None
     if not isinstance(config, AdapterConfig):
+        check_kind(config, getattr(config, "method", config.peft_type.lower()), model)
         resolve(model, modules, config)
         check_names(adapter_name, f"{config.peft_type.lower()}_", modules, [])
     with warnings.catch_warnings():

@@ -31,7 +31,7 @@ class PointTPAConfig(AdapterConfig):
     """
 
     works_on: ClassVar[tuple[str, ...]] = ("points",)
-    needs: ClassVar[str] = "points sorted along a space-filling curve, which groups of points are not"
+    needs: ClassVar[str] = "attention along space-filling curves, whose stretches are its patches"
 
     mid: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     groups: list[int] = field(

@@ -1,4 +1,4 @@
-"""Learned prompts that do not depend on the input: VPT puts tokens into the sequence, prefix tuning keys and values.
+"""Learned prompts that do not depend on the input: VPT has tokens in the sequence, prefix tuning keys and values.
 
 Jia et al.: Visual Prompt Tuning. ECCV 2022, arXiv 2203.12119; deep form for point clouds as in the IDPT repository
 (specs/rivals.md section 2.1). Li and Liang: Prefix-Tuning. ACL 2021, arXiv 2101.00190 (section 2.6).
@@ -7,15 +7,19 @@ Jia et al.: Visual Prompt Tuning. ECCV 2022, arXiv 2203.12119; deep form for poi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
 from pointadapt.methods.sites import Site, width
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
+
+#: Keys and values of extra tokens, both [n, C], or one set per cloud [B, n, C].
+Prompt = tuple[Tensor, Tensor]
 
 
 @peft_method("vpt")
@@ -24,11 +28,12 @@ class VPTConfig(AdapterConfig):
     """Visual prompt tuning: learned tokens before every block, or before the first.
 
     Deep: 2 n C parameters per block, 92,160 on Point-MAE; shallow: n C once. The prompts are
-    tokens "prompt", which the usual read-out ("cls", "max patch") leaves out.
+    tokens "prompt", which the usual read-out ("cls", "max patch") leaves out. On scenes, whose windows along a curve
+    have no room, tokens are deep and stand in front of every window: they pass the block's frozen projection to keys
+    and values, which all points of the window see. n C parameters per block, 71,520 on Sonata-base.
     """
 
-    works_on: ClassVar[tuple[str, ...]] = ("tokens",)
-    needs: ClassVar[str] = "a sequence with room for more tokens; on scenes use method prefix"
+    needs: ClassVar[str] = "attention, which a convolutional network does not have"
     #: Attention is spread over more tokens from the beginning.
     identity: ClassVar[bool] = False
 
@@ -47,7 +52,19 @@ class VPTConfig(AdapterConfig):
             self.target_modules = ["block" if self.deep else r"blocks\.0"]
         super().__post_init__()
 
+    def prepare(self, model: Any) -> None:
+        super().prepare(model)
+        if getattr(getattr(model, "backbone", model), "kind", "points") == "points":
+            if not self.deep:
+                raise UserError(
+                    "method 'vpt' with deep=False cannot work on a scene backbone: it needs one sequence that goes "
+                    "through all blocks, and points are pooled between them"
+                )
+            self.target_modules = ["attn" if target == "block" else target for target in self.target_modules or ()]
+
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
+        if hasattr(frozen, "qkv"):
+            return WindowPrompts(frozen, self.n)
         return DeepPrompts(width(frozen), self.n) if self.deep else ShallowPrompts(width(frozen), self.n)
 
 
@@ -69,6 +86,38 @@ class DeepPrompts(Adapter):
     def forward(self, base, tokens: Tokens) -> Tokens:
         token = self.token if tokens.pos is not None else self.token + self.pos
         return base(tokens.drop("prompt").insert("prompt", token, self.pos))
+
+
+class WindowPrompts(Adapter):
+    """Tokens [n, C] in the place of normed points, of which every window sees the keys and values."""
+
+    def __init__(self, attn: nn.Module, count: int) -> None:
+        super().__init__()
+        self.attn: tuple[Any] = (attn,)  # in a tuple: a reference, not a part
+        self.token = drawn(count, width(attn))
+
+    def forward(self, base, point: Point, prompt: Prompt | None = None) -> Point:
+        return base(point, prompt=joined(prompt, keys_and_values(self.attn[0], self.token)))
+
+
+def keys_and_values(attn: Any, tokens: Tensor) -> Prompt:
+    """Each [..., n, C]: what a frozen attention makes of tokens [..., n, C]."""
+    _, key, value = attn.qkv(tokens).chunk(3, -1)
+    return key, value
+
+
+def joined(given: Prompt | None, own: Prompt) -> Prompt:
+    """Keys and values of an adapter above and an adapter's own, [n, C] or [B, n, C] each, behind each other."""
+    if given is None:
+        return own
+    parts = []
+    for above, mine in zip(given, own, strict=True):
+        if above.ndim < mine.ndim:
+            above = above.expand(len(mine), -1, -1)
+        elif mine.ndim < above.ndim:
+            mine = mine.expand(len(above), -1, -1)
+        parts.append(torch.cat([above, mine], -2))
+    return parts[0], parts[1]
 
 
 class ShallowPrompts(Adapter):
@@ -120,9 +169,6 @@ class Prefix(Adapter):
         super().__init__()
         self.key, self.value = drawn(count, channels), drawn(count, channels)
 
-    def forward(self, base, x: Point | Tokens, prompt: tuple[Tensor, Tensor] | None = None) -> Point | Tokens:
-        """prompt: what an adapter above has given, both [n, C]."""
-        own: tuple[Tensor, Tensor] = (self.key, self.value)
-        if prompt is not None:
-            own = (torch.cat([prompt[0], self.key]), torch.cat([prompt[1], self.value]))
-        return base(x, prompt=own)
+    def forward(self, base, x: Point | Tokens, prompt: Prompt | None = None) -> Point | Tokens:
+        """prompt: what an adapter above has given."""
+        return base(x, prompt=joined(prompt, (self.key, self.value)))

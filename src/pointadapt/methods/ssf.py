@@ -22,9 +22,11 @@ class SSFConfig(AdapterConfig):
     """22 C parameters per block, 102,912 on Point-MAE.
 
     Mergeable where all that is scaled are Linear layers with bias and norms (PTv3); not behind the tokenizer, which
-    ends in a maximum, and not behind a Linear without bias (Point-MAE's qkv).
+    ends in a maximum, and not behind a Linear without bias (Point-MAE's qkv). In a convolutional network the norm
+    behind every convolution is scaled.
     """
 
+    works_on: ClassVar[tuple[str, ...]] = ("points", "voxels", "tokens")
     default_targets: ClassVar[tuple[str, ...]] = (
         "tokenizer",
         "norm1",

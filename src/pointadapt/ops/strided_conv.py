@@ -1,0 +1,144 @@
+"""Sparse convolution between two resolutions: the 2^3 (or s^3) voxels below a coarse one, and the way back.
+
+    down   out[q] = b + sum over fine rows p in q of  W[:, d0, d1, d2, :] x[p],   d = p mod s, q = p // s
+    up     out[p] = b + W[:, d0, d1, d2, :] x[q],                                 the fine rows that were there
+
+Kernel = stride, no padding: every coarse voxel that holds a point is an output site, as in spconv's SparseConv3d and
+SparseInverseConv3d. Weight layout [out, s, s, s, in], cross-correlation (a dense conv3d of that stride gives the same).
+Rows that share a voxel (Mix3D makes them) all count on the way down and get the same on the way up.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pointadapt.ops.segment import segment_mean
+from pointadapt.ops.sparse_conv import Neighbors
+from pointadapt.point import Point
+
+
+def coarsen(point: Point, stride: int = 2) -> Point:
+    """The voxels of ``stride`` times the size that hold points, cloud by cloud in the order of x, y, z.
+
+    Coordinates are averaged; features [M, 0] are for the convolution to make. The result knows its ``parent`` and
+    each of the parent's rows' place in it (``pooling_inverse``). Made once for a set of coordinates.
+    """
+
+    def make() -> Point:
+        fine = point.grid_coord
+        assert fine is not None
+        grid = fine.long() // stride
+        extent = grid.amax(0) + 1 if len(grid) else grid.new_ones(3)
+        key = ((point.batch * extent[0] + grid[:, 0]) * extent[1] + grid[:, 1]) * extent[2] + grid[:, 2]
+        values, inverse = torch.unique(key, return_inverse=True)
+        member = torch.empty(len(values), dtype=torch.long, device=key.device)
+        member[inverse] = torch.arange(len(key), device=key.device)  # any member: all share cloud and voxel
+        counts = torch.bincount(point.batch[member], minlength=point.num_clouds)
+        return Point(
+            coord=segment_mean(point.coord, inverse, len(values)),
+            feat=point.feat.new_zeros(len(values), 0),
+            grid_coord=grid[member],
+            offset=counts.cumsum(0),
+            condition=point.condition,
+            grid_size=None if point.grid_size is None else point.grid_size * stride,
+            pooling_inverse=inverse,
+        )
+
+    made = point.remember(("coarse", stride), make)
+    return made.but(parent=point, extra=point.extra)  # what is remembered holds coordinates alone
+
+
+def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors:
+    """(tap, coarse rows, fine rows) for every tap of the s^3 cube that has any; once per set of coordinates."""
+
+    def make() -> Neighbors:
+        grid, inverse = fine.grid_coord, coarse.pooling_inverse
+        assert grid is not None and inverse is not None
+        x, y, z = (grid.long() % stride).unbind(1)
+        tap = (x * stride + y) * stride + z
+        order = tap.argsort(stable=True)
+        found, start = [], 0
+        for number, count in enumerate(torch.bincount(tap, minlength=stride**3).tolist()):
+            rows = order[start : start + count]
+            if count:
+                found.append((number, inverse[rows], rows))
+            start += count
+        return found
+
+    return fine.remember(("links", stride), make)
+
+
+class TapConvolution(torch.autograd.Function):
+    """Gather, GEMM, scatter per tap onto ``rows`` rows. Keeps only its inputs for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, feat: Tensor, weight: Tensor, pairs: Neighbors, rows: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(feat, weight)
+        ctx.pairs = pairs
+        taps = weight.flatten(1, 3)  # [out, s^3, in]
+        out = feat.new_zeros(rows, len(taps))
+        for tap, written, read in pairs:
+            out.index_add_(0, written, feat.index_select(0, read) @ taps[:, tap].T)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        feat, weight = ctx.saved_tensors
+        taps = weight.flatten(1, 3)
+        grad_feat = torch.zeros_like(feat) if ctx.needs_input_grad[0] else None
+        grad_taps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
+        for tap, written, read in ctx.pairs:
+            part = grad.index_select(0, written)
+            if grad_feat is not None:
+                grad_feat.index_add_(0, read, part @ taps[:, tap])
+            if grad_taps is not None:
+                grad_taps[:, tap] = part.T @ feat.index_select(0, read)
+        return grad_feat, None if grad_taps is None else grad_taps.view_as(weight), None, None
+
+
+def tap_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors, rows: int) -> Tensor:
+    """[rows, out] of feat [N, in], weight [out, s, s, s, in] and pairs (tap, rows written, rows read).
+
+    Under autocast it computes in the autocast type, as a linear layer does.
+    """
+    device = feat.device.type
+    if torch.is_autocast_enabled(device):
+        feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
+    out = TapConvolution.apply(feat, weight, pairs, rows)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+class Strided(nn.Module):
+    """Weights of both directions, initialised as spconv does (kaiming uniform, a = sqrt 5)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2, bias: bool = True) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(out_channels, stride, stride, stride, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        bound = 1 / math.sqrt(stride**3 * in_channels)
+        for value in (self.weight, self.bias):
+            if value is not None:
+                nn.init.uniform_(value, -bound, bound)
+
+
+class DownConv3d(Strided):
+    """``conv(point) -> Point`` of the coarse voxels; its features are the convolution of ``point.feat``."""
+
+    def forward(self, point: Point) -> Point:
+        coarse = coarsen(point, self.stride)
+        feat = tap_conv(point.feat, self.weight, self.bias, links(point, coarse, self.stride), len(coarse))
+        return coarse.but(feat=feat)
+
+
+class UpConv3d(Strided):
+    """``conv(coarse) -> [N, out]`` for the rows of ``coarse.parent``, the Point it was made from by a DownConv3d."""
+
+    def forward(self, coarse: Point) -> Tensor:
+        fine = coarse.parent
+        assert fine is not None
+        pairs = [(tap, down, up) for tap, up, down in links(fine, coarse, self.stride)]
+        return tap_conv(coarse.feat, self.weight, self.bias, pairs, len(fine))
