@@ -59,7 +59,9 @@ def convert(job: Job) -> tuple[str, str]:
         arrays, note = function(source, *more)
     except UserError as error:
         return str(error), ""
-    except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # each reader has its own dozen ways to say that a file is damaged
         return f"{source} is damaged or incomplete ({reason(error)})", ""
     write_arrays(target, arrays)
     return "", note
