@@ -23,6 +23,8 @@ PUBLIC = {
     "Classification": "pointadapt.tasks.classification",
     "PartSegmentation": "pointadapt.tasks.parts",
     "VideoClassification": "pointadapt.tasks.video",
+    "ActionSegmentation": "pointadapt.tasks.action_segmentation",
+    "VideoSegmentation": "pointadapt.tasks.video_segmentation",
     "Tokens": "pointadapt.tokens",
     "adapt": "pointadapt.methods.core",
     "GEMConfig": "pointadapt.methods.gem",

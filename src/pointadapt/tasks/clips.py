@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,9 +25,15 @@ class VideoTask(nn.Module):
 
     chunk  evaluation takes this many frames at once; a longer clip is cut into windows. That is exact: frames see each
            other only through adapters, and every window has as many frames more on both sides as those reach
+    weights  [C] weights of the classes in the loss, for example :func:`class_weights`
     """
 
-    def __init__(self, backbone: Backbone, classes: int | Sequence[str], chunk: int = 256) -> None:
+    #: [C] weights of the classes in the loss, or None
+    weights: Tensor | None
+
+    def __init__(
+        self, backbone: Backbone, classes: int | Sequence[str], chunk: int = 256, weights: Tensor | None = None
+    ) -> None:
         import pointadapt.methods  # noqa: F401  else PeftModel.from_pretrained does not know them in a fresh process
 
         super().__init__()
@@ -43,6 +49,9 @@ class VideoTask(nn.Module):
         self.reach, self.stride = 0, 1
         self.read: tuple[str, ...] = ()
         self.auxiliary: Tensor | None = None
+        if weights is not None and len(weights) != len(self.classes):
+            raise UserError(f"weights has {len(weights)} entries for {len(self.classes)} classes")
+        self.register_buffer("weights", weights, persistent=False)
 
     def widen(self, reach: int, stride: int) -> None:
         """Told by a method when it is put in place: frames it looks to each side, frames per frame with tokens."""
@@ -65,7 +74,9 @@ class VideoTask(nn.Module):
 
     def frames(self, point: Point) -> Tensor:
         """[B, T', C]: what the head reads of every frame that has tokens."""
-        return self.over_windows(point, self.frames_at_once)
+        clips = point.num_clouds // frames_in(point, point.num_clouds)
+        parts = [self.frames_at_once(part)[:, kept].flatten(0, 1) for part, kept in self.windows(point)]
+        return torch.cat(parts).unflatten(0, (clips, -1))
 
     def frames_at_once(self, point: Point) -> Tensor:
         out: Tokens = self.backbone(point)  # type: ignore[assignment]
@@ -82,31 +93,28 @@ class VideoTask(nn.Module):
             loss, self.auxiliary = loss + self.auxiliary, None
         return loss
 
-    def over_windows(self, point: Point, run: Callable[[Point], Tensor]) -> Tensor:
-        """``run(point) -> [B, T', ...]``, in windows of at most ``chunk`` frames when no gradient is needed."""
+    def windows(self, point: Point) -> Iterator[tuple[Point, slice]]:
+        """Parts of the clips in order, and which of their frames with tokens are wanted; all at once for gradients."""
         frames = frames_in(point, point.num_clouds)
         clips = point.num_clouds // frames
         if torch.is_grad_enabled() or point.num_clouds <= self.chunk:
-            return run(point)
+            yield point, slice(None)
+            return
         if "time" not in point.extra:
             point = point.but(extra={**point.extra, "time": times(point)})
         together = self.chunk // frames
         if together:
-            starts = range(0, clips, together)
-            return torch.cat([run(self.cut(point, a, min(a + together, clips), 0, frames)) for a in starts])
-        halo = math.ceil(self.reach / self.stride) * self.stride
+            for first in range(0, clips, together):
+                yield self.cut(point, first, min(first + together, clips), 0, frames), slice(None)
+            return
+        margin = math.ceil(self.reach / self.stride) * self.stride
         size = max(self.chunk // self.stride, 1) * self.stride
-        rows = []
         for clip in range(clips):
-            parts = []
             for first in range(0, frames, size):
-                begin, end = max(first - halo, 0), min(first + size + halo, frames)
-                found = run(self.cut(point, clip, clip + 1, begin, end))
-                left = (first - begin) // self.stride
-                wanted = (min(first + size, frames) - first) // self.stride
-                parts.append(found[:, left : left + wanted])
-            rows.append(torch.cat(parts, 1))
-        return torch.cat(rows)
+                last = min(first + size, frames)
+                begin, end = max(first - margin, 0), min(last + margin, frames)
+                kept = slice((first - begin) // self.stride, (last - begin) // self.stride)
+                yield self.cut(point, clip, clip + 1, begin, end), kept
 
     def cut(self, point: Point, first: int, last: int, begin: int, end: int) -> Point:
         """Frames ``begin`` to ``end`` of the clips ``first`` to ``last``."""
@@ -119,3 +127,9 @@ class VideoTask(nn.Module):
 
 class VideoHead(OfBackbone):
     """Mixin of all heads on videos."""
+
+
+def class_weights(counts: Tensor) -> Tensor:
+    """[C] weights 1 / ln(1.2 + share) of counts [C], the smallest 1: the published rule for Synthia4D."""
+    weight = 1 / (1.2 + counts.double() / counts.sum().clamp(min=1)).log()
+    return (weight / weight.min()).float()

@@ -31,7 +31,7 @@ class VideoClassification(VideoTask):
                the order of frames
     smoothing  label smoothing of the loss (inferred)
     dropout    inside the MLP
-    chunk      see :class:`~pointadapt.tasks.clips.VideoTask`
+    chunk, weights  see :class:`~pointadapt.tasks.clips.VideoTask`
     Raises UserError for a backbone over single points, or fewer than two classes.
     """
 
@@ -44,8 +44,9 @@ class VideoClassification(VideoTask):
         smoothing: float = 0.1,
         dropout: float = 0.5,
         chunk: int = 256,
+        weights: Tensor | None = None,
     ) -> None:
-        super().__init__(backbone, classes, chunk)
+        super().__init__(backbone, classes, chunk, weights)
         if head not in ("mlp", "linear"):
             raise UserError(f"head must be one of mlp, linear, not {head!r}")
         self.kind, self.smoothing, self.dropout = head, smoothing, dropout
@@ -62,7 +63,8 @@ class VideoClassification(VideoTask):
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Smoothed cross-entropy of logits [B, C] and class indices [B], in float32."""
-        return self.with_auxiliary(F.cross_entropy(logits.float(), label, label_smoothing=self.smoothing))
+        loss = F.cross_entropy(logits.float(), label, self.weights, label_smoothing=self.smoothing)
+        return self.with_auxiliary(loss)
 
 
 class ClipHead(VideoHead):
