@@ -103,3 +103,10 @@ def test_shapes_sampled_side_by_side_are_as_if_alone(at_once, monkeypatch):
     for coord, rows in zip(shapes, farthest_rows(shapes, 60), strict=True):
         alone = farthest_points(torch.from_numpy(coord)[None], min(60, len(coord)))[0].numpy()
         assert np.array_equal(rows, alone) and len(set(rows.tolist())) == min(60, len(coord))
+
+
+@pytest.mark.parametrize("high", [2, 5, 10**6])
+def test_sorted_rows_is_by_x_then_y_then_z(high):
+    coord = np.random.default_rng(0).integers(0, high, (500, 3)).astype(np.float32)
+    assert np.array_equal(sorted_rows(coord), np.lexsort((coord[:, 2], coord[:, 1], coord[:, 0])))
+    assert sorted_rows(coord[:0]).tolist() == [] and sorted_rows(coord[:1]).tolist() == [0]
