@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import re
 import sys
@@ -60,6 +61,7 @@ def parse(arguments: list[str]) -> Any:
         "init": Init,
         "adapt": adapt_command(arguments),
         "evaluate": Evaluate,
+        "pool": Pool,
         "predict": Predict,
         "info": Info,
         "methods": Methods,
@@ -71,7 +73,8 @@ def parse(arguments: list[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="pointadapt",
-        description="Adapt pretrained point-cloud models to your own scans by training under 2 % of the parameters.",
+        description="Adapt pretrained point-cloud models to your own scans, shapes and videos by training under 2 % of "
+        "the parameters.",
         args=arguments,
         config=(
             tyro.conf.PositionalRequiredArgs,
@@ -84,25 +87,32 @@ def parse(arguments: list[str]) -> Any:
 
 @dataclass
 class Init:
-    """Look at a folder of scans, or of shapes sorted by class, and write its dataset.yaml: classes, splits, sizes."""
+    """Look at a folder of scans, shapes or videos and write its dataset.yaml: classes, splits, sizes."""
 
-    scans: Path = field(metadata={"help": "Folder with labelled scans, class folders of shapes, or a benchmark."})
-    task: Literal["scenes", "classification", "parts"] | None = option(None, "What it is for. Default: from the files.")
+    scans: Path = field(
+        metadata={"help": "Folder with labelled scans, class folders of shapes or of videos, or a benchmark."}
+    )
+    task: Literal["scenes", "classification", "parts", "action", "action_segmentation", "video_segmentation"] | None = (
+        option(None, "What it is for. Default: from the files.")
+    )
     classes: tuple[int, ...] = option((), "Raw label ids to learn; all others are ignored. Default: all but noise.")
     label_field: str | None = option(None, "Field of the files with the labels. Default: the first known name.")
     grid_size: float | None = option(None, "Edge of a voxel in metres. Default: from the spacing of the points.")
     scale: float | None = option(None, "Factor on coordinates. Default: makes a voxel 0.02, which backbones know.")
     val: float | None = option(
         None,
-        "Share to hold out for validation: of the points, in whole files; of the shapes of each class. "
-        "Default: 0.2; nothing of shapes that have a test split.",
+        "Share to hold out for validation: of the points, in whole files; of the shapes or videos of each class. "
+        "Default: 0.2; nothing of shapes and videos that have a test split.",
     )
     layout: str | None = option(None, "Scenes: a benchmark (scannet200, s3dis, ...). Default: seen from the folder.")
     variant: str | None = option(None, "Which of several data sets in the folder: OBJ_BG; of S3DIS, Area_6 or 6fold.")
-    points: int | None = option(None, "Shapes: points of each that the model sees. Default: 1024, or as published.")
-    up: Literal["x", "y", "z", "-y", "-z"] | None = option(
-        None, "Shapes: their upward axis. Default: z, or as published."
+    points: int | None = option(
+        None, "Points of a shape, or of a video's frame, that the model sees. Default: 1024 or fewer, or as published."
     )
+    up: Literal["x", "y", "z", "-y", "-z"] | None = option(
+        None, "Shapes, videos: their upward axis. Default: z, or as published."
+    )
+    frames: int | None = option(None, "Videos: frames of a clip. Default: 24 or fewer, or as published.")
     backbone: str = option("nano", "Rooms get voxels no finer than this backbone was trained on.")
     overwrite: bool = option(False, "Replace a dataset.yaml that is there.")
 
@@ -110,6 +120,7 @@ class Init:
         from pointadapt.data.benchmarks import find_benchmark
         from pointadapt.data.object_folders import find_objects
         from pointadapt.data.survey import init_dataset, survey
+        from pointadapt.data.video_folders import find_videos
 
         layout = None
         chosen = self.label_field is not None or bool(self.classes)
@@ -119,15 +130,23 @@ class Init:
                 self.refuse("a benchmark", "classes", "label_field", "val", "points", "up")
                 return self.init_scenes(benchmark)
         if self.label_field is None or self.task is not None:  # labels of points make it scenes
+            told = (self.task, self.variant, self.points, self.up, self.val, self.label_field, self.frames)
+            videos = find_videos(self.scans, *told)
+            if videos is not None:
+                self.refuse("videos", "classes", "grid_size", "scale", "layout")
+                file = init_video_set(self.scans, videos, self.overwrite)
+                print(file.read_text(), end="")
+                print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
+                return
             layout = find_objects(self.scans, self.task, self.variant, self.points, self.up, self.val, self.label_field)
         if layout is not None:
-            self.refuse("shapes", "classes", "grid_size", "scale")
+            self.refuse("shapes", "classes", "grid_size", "scale", "frames")
             file = init_shapes(self.scans, layout, self.overwrite)
             print(file.read_text(), end="")
             print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
             return
         files = survey(self.scans, self.label_field)
-        self.refuse("scenes", "variant", "points", "up")
+        self.refuse("scenes", "variant", "points", "up", "frames")
         file = init_dataset(
             self.scans,
             files,
@@ -175,6 +194,16 @@ def init_shapes(folder: Path, layout: Any, overwrite: bool = False) -> Path:
     return file
 
 
+def init_video_set(folder: Path, layout: Any, overwrite: bool = False) -> Path:
+    """Write the dataset.yaml of a folder of videos; what was found wanting goes to stderr."""
+    from pointadapt.data.video_survey import init_videos, video_warnings
+
+    file = init_videos(folder, layout, overwrite)
+    for warning in video_warnings(layout):
+        print(f"note: {warning}", file=sys.stderr)
+    return file
+
+
 def note_warnings(scans: Path, files: list[Any]) -> None:
     """Say on stderr what a look at the ``files`` of a new data set found wanting."""
     from pointadapt.data.scans import DataSet
@@ -193,21 +222,30 @@ def indoor_grid(backbone: str) -> float:
 
 @dataclass
 class Adapt:
-    """Train an adapter and a head on a folder of labelled scans.
+    """Train an adapter and a head on a folder of labelled scans, shapes or videos.
 
     Options of a method are flags too: pointadapt adapt --method gem --help shows them as --method.rank and so on.
     """
 
     def run(self) -> None:
         from pointadapt.analysis.describe import result_table, show
+        from pointadapt.data.benchmark_init import init_benchmark
+        from pointadapt.data.benchmarks import find_benchmark
         from pointadapt.data.object_folders import find_objects
         from pointadapt.data.survey import init_dataset, survey
+        from pointadapt.data.video_folders import find_videos
         from pointadapt.train import train
 
         run, flags = self.settings(), vars(self)
         if run.data.is_dir() and not (run.data / YAML).is_file():
-            layout = find_objects(run.data)
-            if layout is not None:
+            benchmark = find_benchmark(run.data)
+            videos = None if benchmark else find_videos(run.data)
+            layout = None if benchmark or videos else find_objects(run.data)
+            if benchmark is not None:
+                (file,) = init_benchmark(run.data, benchmark)
+            elif videos is not None:
+                file = init_video_set(run.data, videos)
+            elif layout is not None:
                 file = init_shapes(run.data, layout)
             else:
                 files = survey(run.data)
@@ -320,19 +358,41 @@ class Evaluate:
 
 
 @dataclass
+class Pool:
+    """Scores of several runs as one, from the sum of their evaluations' confusions: the 6-fold figures of S3DIS."""
+
+    run_folders: tyro.conf.Positional[tuple[Path, ...]] = field(
+        metadata={"help": "Folders of runs, each scored with pointadapt evaluate on scans of its own."}
+    )
+    out: Path | None = option(None, "Also write the result to this JSON file.")
+
+    def run(self) -> None:
+        from pointadapt.analysis.describe import scores_table, show
+        from pointadapt.evaluate import pool
+        from pointadapt.files import write_text
+
+        result = pool(self.run_folders)
+        show(scores_table(result))
+        if self.out is not None:
+            write_text(self.out, json.dumps(result, indent=2) + "\n")
+            print(f"wrote {self.out}")
+
+
+@dataclass
 class Predict:
     """Label a scan, or a folder of scans, of any size; the input is never written to.
 
-    A classifier of shapes writes one table, predictions.csv: file, class, confidence.
+    A classifier of shapes writes one table, predictions.csv: file, class, confidence. Each video gets a table of its
+    clips or frames and a picture of its timeline.
     """
 
     run_folder: Path = field(metadata={"help": "Folder that pointadapt adapt wrote."})
-    source: Path = field(metadata={"help": "Scan or shape, or folder of them."})
+    source: Path = field(metadata={"help": "Scan, shape, video (a folder of frames or a file), or folder of them."})
     out: Path | None = option(None, "File, or folder for a folder. Default: SOURCE with _labelled behind its name.")
     checkpoint: Literal["best", "last"] = option("best", "Which adapter.")
     tta: int | None = option(None, VIEWS)
     overwrite: bool = option(False, "Replace outputs that are there.")
-    probabilities: bool = option(False, "Shapes: a column with the probability of every class, too.")
+    probabilities: bool = option(False, "Shapes, actions: a column with the probability of every class, too.")
     category: str | None = option(None, "Parts: what the shapes are, where they lie in no folder of a category.")
 
     def run(self) -> None:

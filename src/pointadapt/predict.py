@@ -1,4 +1,4 @@
-"""Prediction: scans and shapes in, classes and confidences out; the input is never written to.
+"""Prediction: scans, shapes and videos in, classes and confidences out; the input is never written to.
 
 pointadapt predict runs/site-a new_scan.laz --out new_scan_labelled.laz
 pointadapt predict runs/site-a new_scans/ --out labelled/
@@ -35,9 +35,10 @@ def predict(
 
     run    a Run or its folder
     out    file, or folder for a folder. Default: beside the source, ``_labelled`` behind its name. A classifier of
-           shapes writes one table, ``out`` if that ends in .csv, else predictions.csv in it
+           shapes writes one table, ``out`` if that ends in .csv, else predictions.csv in it; a video gets a table and
+           beside it a picture of its timeline
     tta    test-time views, default the run's (Run.tta);  quiet: no progress bar
-    told   what single kinds understand: probabilities=True (classification: a column per class too),
+    told   what single kinds understand: probabilities=True (shapes and actions: a column per class too),
            category="chair" (parts: what the shapes are, where no folder says it)
     Memory stays bounded: a scan is computed in tiles of at most ``Run.tile`` voxels. Raises UserError before anything
     is computed when a target exists already; files of a folder that cannot be read are named after all others are done.
@@ -61,9 +62,10 @@ def predict(
                 failed.append(str(error))
     for target, labelled in answers.items():
         domain.conclude(target, labelled)
+    more = domain.about_all(answers) if answers else []
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} {domain.kind.sources} were not labelled: {'; '.join(failed)}")
-    return list(answers)
+    return [*answers, *more]
 
 
 def with_views(run: Run, tta: int | None) -> Run:

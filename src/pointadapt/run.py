@@ -38,7 +38,9 @@ class Run:
     dataset.yaml names, at once, and run.json holds what they became.
     """
 
-    data: Path = field(metadata={"help": "Folder of scans or shapes with a dataset.yaml (pointadapt init writes it)."})
+    data: Path = field(
+        metadata={"help": "Folder of scans, shapes or videos with a dataset.yaml (see pointadapt init)."}
+    )
     out: Path | None = option(None, "Run folder. [default: runs/DATA-BACKBONE-METHOD]")
 
     backbone: str = by_kind("backbone", "Name (pointadapt backbones lists them) or checkpoint file; nano* are bundled.")
@@ -49,13 +51,15 @@ class Run:
     decoder: bool = option(False, "Put the PTv3 decoder on an encoder-only backbone and train it with the head.")
     method: str = by_kind("method", "Adaptation method (pointadapt methods lists them and their options).")
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the method, by name."})
-    head: Literal["mlp3", "mlp2", "linear"] = by_kind("head", "Point-MAE's head, Point-BERT's, or one Linear.")
+    head: Literal["mlp3", "mlp2", "mlp", "linear"] = by_kind(
+        "head", "Point-MAE's head (mlp3), Point-BERT's (mlp2), that of videos (mlp), or one Linear."
+    )
 
     steps: int = by_kind("steps", "Optimiser steps.")
     epochs: int | None = option(None, "Passes over the training items; decides steps in their place.")
-    batch_size: int = by_kind("batch_size", "Crops or shapes per optimiser step, over all processes and parts.")
+    batch_size: int = by_kind("batch_size", "Crops, shapes or clips per optimiser step, over all processes and parts.")
     grad_accum: int = option(1, "Parts a step's crops are computed in, one after the other (less memory).")
-    points: int = by_kind("points", "Most voxels in a training crop; points of a shape (0 = as dataset.yaml says).")
+    points: int = by_kind("points", "Most voxels of a crop; points of a shape or frame (0 = as dataset.yaml says).")
     lr: float = by_kind("lr", "Peak learning rate of the adapters.")
     head_lr: float = by_kind("head_lr", "Peak learning rate of the head, and of a new decoder.")
     backbone_lr: float = by_kind("backbone_lr", "Peak rate of pretrained weights, where the method trains them.")
@@ -64,7 +68,7 @@ class Run:
     schedule: Literal["onecycle", "cosine"] = by_kind("schedule", "Course of the rates; cosine: 1e-6 to 1e-6.")
     warmup: float = by_kind("warmup", "Share of the steps in which the rates rise.")
     dropout: float = option(None, "Dropout before a linear head, or inside an MLP. [default: linear 0, MLP 0.5]")
-    smoothing: float = option(0.0, "Label smoothing of a classifier's loss.")
+    smoothing: float = by_kind("smoothing", "Label smoothing of a classifier's loss.")
     drop_path: bool = option(False, "Keep stochastic depth on in the frozen backbone while training.")
     transform: str = option("auto", "Training transforms, or auto = those in dataset.yaml; run.json names them.")
     mix3d: float = option(0.0, "Probability of merging the crops of a batch in pairs (Mix3D); scenes only.")
@@ -80,10 +84,10 @@ class Run:
         "val",
         "What chooses adapter/best: validation, nothing (the last step), or the test split, as published.",
     )
-    val_share: float = option(0.1, "Share of the training shapes to validate on where the data set holds out none.")
+    val_share: float = option(0.1, "Share of training shapes or videos to validate on, where none are held out.")
     tta: int = option(0, "Test-time views of evaluate and predict: 0 = one pass; scenes 1..13, shapes 10 as published.")
     tile: int = option(60_000, "Largest number of voxels a scan is computed in at once; larger scans go in tiles.")
-    kind: str = field(default=None, metadata={"help": "scenes, classification or parts, as dataset.yaml says."})  # type: ignore[assignment]
+    kind: str = field(default=None, metadata={"help": "The task that dataset.yaml names; scenes without one."})  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         self.data = Path(self.data)

@@ -40,6 +40,13 @@ class Result:
     oa: float | None = None
     instance_miou: float | None = None
     class_miou: float | None = None
+    video_accuracy: float | None = None
+    clip_accuracy: float | None = None
+    frame_accuracy: float | None = None
+    edit: float | None = None
+    f1_10: float | None = None
+    f1_25: float | None = None
+    f1_50: float | None = None
     kind: str = SCENES.name
     per_class: dict[str, float | None] = field(default_factory=dict)
     confusion: Sequence[Sequence[float]] | None = None

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from pointadapt.data.episodes import subset
-from pointadapt.data.object_set import ObjectSet
+from pointadapt.data.object_set import ObjectSet, draw
 from pointadapt.data.scans import DataSet
 from pointadapt.data.split_lists import scan_of
+from pointadapt.data.video_files import Video
+from pointadapt.data.video_set import VideoSet
 from pointadapt.errors import UserError
 
 ALL = "100%"
@@ -50,11 +52,22 @@ def fewer_items(dataset: Any, share: float, seed: int) -> Any:
         return dataset
     if isinstance(dataset, ObjectSet):
         return subset(dataset, share, seed)
+    if isinstance(dataset, VideoSet):  # its splits need not list single videos: see fewer_videos
+        return dataset
     assert isinstance(dataset, DataSet)
     scans = dataset.scans("train")
     order = np.random.default_rng([seed, 41]).permutation(len(scans))
     kept = sorted(order[: max(1, round(share * len(scans)))].tolist())
     return replace(dataset, splits={**dataset.splits, "train": tuple(scans[i] for i in kept)})
+
+
+def fewer_videos(videos: list[Video], share: float, seed: int) -> list[Video]:
+    """A share of each class's videos, at least one; a smaller share with the same seed is part of a larger one."""
+    kept: set[str] = set()
+    for target in {video.target for video in videos}:
+        names = sorted((video.name for video in videos if video.target == target), key=lambda name: draw(name, seed))
+        kept.update(names[: max(1, round(share * len(names)))])
+    return [video for video in videos if video.name in kept]
 
 
 def listed_scans(dataset: Any, labels: str) -> Any:

@@ -158,6 +158,10 @@ class Domain(ABC):
     def conclude(self, target: Path, answers: list[tuple[Path, Any]]) -> None:  # noqa: B027
         """Write one file for several sources: ``answers`` are (source, what label returned) of all with this target."""
 
+    def about_all(self, answers: dict[Path, list[tuple[Path, Any]]]) -> list[Path]:
+        """Called last, with the answers of all targets; returns what was written beside the targets."""
+        return []
+
 
 def domain_class(kind: str) -> type[Domain]:
     module, _, name = KINDS[kind].domain.partition(":")
@@ -197,6 +201,17 @@ def give_back_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every process, this one's first; it alone where there is one process."""
+    import torch.distributed as dist
+
+    rank, processes = process()
+    found = [value] * processes
+    if processes > 1:
+        dist.all_gather_object(found, value)
+    return [value, *(other for number, other in enumerate(found) if number != rank)]
 
 
 def process() -> tuple[int, int]:

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -143,8 +143,8 @@ class Classified(Objects):
 
     def task(self, backbone: Any) -> Classification:
         self.know(backbone)
-        run = self.run
-        return Classification(backbone, self.names, head=run.head, smoothing=run.smoothing, dropout=run.dropout)
+        run, head = self.run, cast(Any, self.run.head)  # a head that is not for shapes is refused there
+        return Classification(backbone, self.names, head=head, smoothing=run.smoothing, dropout=run.dropout)
 
     def probabilities(self, model: nn.Module, samples: list[Sample], device: torch.device, asked: Asked) -> Tensor:
         """[B, classes]: softmax of the logits' mean over views, view by view over all shapes."""
