@@ -7,6 +7,8 @@ import laspy
 import numpy as np
 import pytest
 
+from pointadapt.data.benchmark_init import init_benchmark
+from pointadapt.data.benchmarks import find_benchmark
 from pointadapt.data.io import read_scan, write_labels
 from pointadapt.data.loader import ScanDataset
 from pointadapt.data.scans import DataSet
@@ -63,3 +65,26 @@ def test_frames_with_labels_beside_them(tmp_path):
     dataset = DataSet.open(init_dataset(tmp_path))
     assert len(dataset.paths("train")) == len(KITTI) - 1
     assert ScanDataset(dataset, "val", eval_transform(dataset.voxel))[0]["feat"].shape[1] == 9
+
+
+@pytest.mark.skipif(not KITTI, reason="POINTADAPT_REAL_DATA has no SemanticKITTI frames")
+def test_frames_in_their_official_layout(tmp_path):
+    """The frames lie in the data folder as arrays with learned classes 0..19: written back as .bin and .label."""
+    inverse = np.array([0, 10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81], np.uint32)
+    for number, path in enumerate(KITTI):
+        place = tmp_path / "sequences" / ("08" if number == 0 else "00")
+        for folder in ("velodyne", "labels"):
+            (place / folder).mkdir(parents=True, exist_ok=True)
+        coord = np.load(path)
+        np.c_[coord, np.full(len(coord), 0.5)].astype(np.float32).tofile(place / "velodyne" / f"{number:06d}.bin")
+        label = np.load(path.with_name(path.name.replace("points", "labels"))).ravel()
+        (inverse[label] | (7 << 16)).astype(np.uint32).tofile(place / "labels" / f"{number:06d}.label")
+    (file,) = init_benchmark(tmp_path, find_benchmark(tmp_path))
+    dataset = DataSet.open(file)
+    assert len(dataset.paths("train")) == len(KITTI) - 1
+    held_out = ScanDataset(dataset, "val", eval_transform(dataset.voxel))[0]
+    label = np.load(KITTI[0].with_name(KITTI[0].name.replace("points", "labels"))).ravel()
+    np.testing.assert_array_equal(held_out["origin_segment"], label - 1)
+    road = held_out["segment"] == dataset.names.index("road")
+    assert road.sum() > 500 and held_out["normal"][road, 2].mean() > 0.9 and (held_out["color"] == 128 / 255).all()
+    assert len(ScanDataset(dataset, "train", outdoor_train(dataset.voxel, 4000))[0]["feat"]) == 4000

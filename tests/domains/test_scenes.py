@@ -1,0 +1,238 @@
+"""Scenes: lists of scans and of labels, scores of groups of classes, of several labels per point, of folds."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pointadapt import cli
+from pointadapt.data.labels import keep_points, listed_points, listed_scans
+from pointadapt.data.loader import ScanDataset, thin
+from pointadapt.data.scans import DataSet
+from pointadapt.domains.domain import Asked, open_domain
+from pointadapt.errors import UserError
+from pointadapt.evaluate import evaluate, pool
+from pointadapt.metrics import confusion_matrix, group_scores, scores, top_k_confusion
+from pointadapt.train import train
+from tiny_runs import ByColor, scan, tiny_run, write_scans
+
+CPU = torch.device("cpu")
+
+
+def changed(folder, **changes):
+    file = folder / "dataset.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}))
+    return folder
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def test_folders_and_lists_are_splits(tmp_path):
+    for place in ("a", "b"):
+        write_scans(tmp_path / place, train=2, val=0, test=0)
+    (tmp_path / "val.json").write_text(json.dumps(["c/train0.ply"]))
+    np.save(tmp_path / "apart.npy", np.full(900, 20))
+    (tmp_path / "test.txt").write_text("d/train0.ply\tapart.npy\n\n")
+    for place in ("c", "d"):
+        write_scans(tmp_path / place, train=1, val=0, test=0)
+    content = yaml.safe_load((tmp_path / "a/dataset.yaml").read_text())
+    splits = {"train": ["a", "b/train1.ply"], "val": ["val.json"], "test": ["test.txt"]}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump({**content, "splits": splits}))
+    dataset = DataSet.open(tmp_path)
+    assert dataset.scans("train") == ("a/train0.ply", "a/train1.ply", "b/train1.ply")
+    assert dataset.as_dict()["splits"] == splits
+    assert (dataset.read(dataset.paths("test")[0])["segment"] == 1).all()
+    assert len(set(dataset.read(dataset.paths("val")[0])["segment"].tolist())) > 1
+    run = tiny_run(tmp_path / "run", data=tmp_path, epochs=4, batch_size=2)
+    assert open_domain(run).run.steps == 6
+    cached = ScanDataset(dataset, "test", train=False, cache=tmp_path / "cache")
+    np.save(tmp_path / "apart.npy", np.full(900, 30))
+    assert (cached[0]["segment"] == 1).all()
+    assert (ScanDataset(dataset, "test", train=False, cache=tmp_path / "cache")[0]["segment"] == 2).all()
+
+
+@pytest.mark.parametrize(
+    "splits, message",
+    [
+        ({"train": ["none.txt"]}, "none.txt, which does not exist"),
+        ({"train": ["empty"]}, "empty, which holds no scans"),
+        ({"train": ["empty.txt"]}, "this list of scans is empty"),
+        ({"train": ["bad.json"]}, "an array of paths"),
+        ({"train": ["worse.json"]}, "not readable as a list of scans"),
+        ({"train": ["gone.txt"]}, "gone.ply, which does not exist"),
+        ({"train": ["."], "val": ["train0.ply"]}, "listed twice"),
+    ],
+)
+def test_lists_that_are_wrong(tmp_path, splits, message):
+    write_scans(tmp_path, train=1, val=0, test=0)
+    (tmp_path / "empty").mkdir()
+    files = {"empty.txt": "\n", "bad.json": "{}", "worse.json": "[", "gone.txt": "gone.ply\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        DataSet.open(changed(tmp_path, splits=splits))
+
+
+# --- lists of labels ------------------------------------------------------------------------------------------------
+
+
+def test_listed_scans_are_the_training_split(tmp_path):
+    write_scans(tmp_path / "scans", train=3)
+    file = tmp_path / "10.txt"
+    file.write_text("train2\ntrain0.ply\n")
+    run = tiny_run(tmp_path, labels=str(file), epochs=3)
+    domain = open_domain(run)
+    assert [path.name for path in domain.dataset.paths("train")] == ["train2.ply", "train0.ply"]
+    assert len(domain.items("train", train=True)) == 2 and domain.run.steps == 3
+    assert len(domain.dataset.paths("val")) == 1
+    file.write_text("train7\n")
+    with pytest.raises(UserError, match="lists 'train7', which is no training scan"):
+        listed_scans(DataSet.open(tmp_path / "scans"), str(file))
+
+
+@pytest.mark.parametrize("kind", [".json", ".npz", ""])
+def test_listed_points_are_the_only_labels(tmp_path, kind):
+    write_scans(tmp_path / "scans", train=2)
+    rows = {f"train{i}": np.random.default_rng(i).permutation(900)[:20] for i in range(2)}
+    file = tmp_path / f"points20{kind}"
+    if kind == ".json":
+        file.write_text(json.dumps({name: r.tolist() for name, r in rows.items()}))
+    elif kind == ".npz":
+        np.savez(file, **rows)
+    else:
+        torch.save(rows, file)
+    run = tiny_run(tmp_path, labels=str(file), cache=tmp_path / "cache", steps=1, eval_every=1)
+    domain = open_domain(run)
+    items = domain.items("train", train=True)
+    for index in range(2):
+        _, _, raw = scan(index)
+        wanted = (raw[rows[f"train{index}"]] != 99).sum()
+        assert (items[index]["segment"] >= 0).sum() == wanted  # none was thinned out
+    assert (domain.items("val")[0]["segment"] >= 0).sum() > 800
+    train(run)
+    other = tiny_run(tmp_path, labels="100%", cache=tmp_path / "cache")
+    assert (open_domain(other).items("train", train=True)[0]["segment"] >= 0).sum() > 500
+
+
+def test_lists_of_points_that_are_wrong(tmp_path):
+    write_scans(tmp_path / "scans", train=2)
+    file = tmp_path / "points.json"
+    file.write_text(json.dumps({"train0": [1, 2]}))
+    with pytest.raises(UserError, match="has none for the training scan .*train1.ply"):
+        open_domain(tiny_run(tmp_path, labels=str(file))).items("train", train=True)
+    file.write_text("[1, 2]")
+    with pytest.raises(UserError, match="not readable as point indices"):
+        listed_points(str(file))
+    with pytest.raises(UserError, match="goes to 9, but it has 4 points"):
+        keep_points(np.zeros(4, np.int64), np.array([2, 9]), "a.ply")
+    with pytest.raises(UserError, match="write a share .* or a file"):
+        open_domain(tiny_run(tmp_path, labels=str(tmp_path / "missing.txt")))
+
+
+def test_thinning_prefers_labelled_points():
+    rng = np.random.default_rng(0)
+    segment = np.full(1000, -1)
+    segment[::50] = 1
+    sample = {"coord": rng.random((1000, 3)).astype(np.float32), "segment": segment}
+    thinned = thin(sample, 0.5, rng, labelled_first=True)
+    cell = [tuple(c) for c in np.floor(thinned["coord"] / 0.5).astype(int)]
+    known = {c for c, label in zip(cell, thinned["segment"], strict=True) if label >= 0}
+    assert len(known) >= 5 and all(
+        (label >= 0) == (c in known) for c, label in zip(cell, thinned["segment"], strict=True)
+    )
+    assert (thin(sample, 0.5, rng)["segment"] >= 0).mean() < 0.3
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_classes():
+    found = group_scores([0.5, None, 0.1, 0.3], list("abcd"), {"head": ["a", "d"], "tail": ["b", "c"], "none": ["b"]})
+    assert found == {"mIoU head": 0.4, "mIoU tail": 0.1, "mIoU none": None}
+
+
+def test_top_k_with_several_labels():
+    probability = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.2, 0.0]])
+    labels = torch.tensor([[1, 2, -1], [3, -1, -1], [0, 2, -1], [-1, 0, -1]])
+    assert top_k_confusion(probability, labels, 1).nonzero().tolist() == [[0, 3], [1, 0], [3, 0]]
+    second = top_k_confusion(probability, labels, 2)
+    assert second.nonzero().tolist() == [[1, 1], [2, 2], [3, 0]]  # the last point has no label of its own
+    assert torch.equal(top_k_confusion(probability, labels, 4).diag(), torch.tensor([0, 1, 1, 1]))
+    draw = torch.Generator().manual_seed(0)
+    probability, label = torch.rand(500, 6, generator=draw), torch.randint(-1, 6, (500,), generator=draw)
+    plain = confusion_matrix(probability.argmax(1), label, 6)
+    assert torch.equal(top_k_confusion(probability, label[:, None], 1), plain)
+    assert top_k_confusion(probability, label[:, None], 6).trace() == (label >= 0).sum()
+
+
+def test_evaluation_tells_groups_and_top_k(tmp_path, capsys):
+    write_scans(tmp_path / "scans")
+    coord, color, raw = scan(3)
+    folder = tmp_path / "scans" / "many"
+    folder.mkdir()
+    also = np.where(raw == 10, 30, -1)  # all ground is a box as well
+    for name, values in {"coord": coord, "color": color, "label": np.stack([raw, also], 1)}.items():
+        np.save(folder / f"{name}.npy", values)
+    splits = {"train": ["train0.ply"], "val": ["many"], "test": []}
+    groups = {"low": ["ground"], "high": ["wall", "box"]}
+    changed(tmp_path / "scans", splits=splits, groups=groups, top_k=2)
+    domain = open_domain(tiny_run(tmp_path))
+    found = domain.evaluate(ByColor(), domain.items("val"), CPU, Asked())
+    further = found.details["further"]
+    iou = found.scores["iou"]
+    assert further["mIoU low"] == iou[0] and further["mIoU high"] == pytest.approx((iou[1] + iou[2]) / 2)
+    assert further["mIoU top-2, any label"] >= further["mIoU top-1, any label"] >= found.scores["miou"] - 1e-9
+    assert open_domain(tiny_run(tmp_path)).items("train", train=True)[0].keys() & {"more_segments"} == set()
+    run = tiny_run(tmp_path, steps=1, eval_every=1)
+    train(run)
+    assert cli.main(["evaluate", str(run.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "mIoU low" in said and "mIoU top-2, any label" in said
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"groups": {"head": ["roof"]}}, "`groups` names 'roof'"),
+        ({"groups": ["ground"]}, "`groups` must be lists of class names"),
+        ({"top_k": 0}, "`top_k` must be"),
+        ({"top_k": 9}, "`top_k` is 9, but there are only 3 classes"),
+        ({"color": {"intensity": 1, "ring": 2}}, "one or three fields"),
+    ],
+)
+def test_keys_that_are_wrong(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        DataSet.open(changed(write_scans(tmp_path), **changes))
+
+
+def test_pooled_folds(tmp_path, capsys):
+    write_scans(tmp_path / "scans", train=2, val=1, test=0)
+    content = yaml.safe_load((tmp_path / "scans/dataset.yaml").read_text())
+    folds = []
+    names = sum(content["splits"].values(), [])
+    for number, name in enumerate(names[:2]):
+        splits = {"train": [n for n in names if n != name], "val": [name]}
+        (tmp_path / f"scans/fold{number}.yaml").write_text(yaml.safe_dump({**content, "splits": splits}))
+        data = tmp_path / f"scans/fold{number}.yaml"
+        run = tiny_run(tmp_path, data=data, out=tmp_path / f"run{number}", steps=2)
+        train(run)
+        folds.append((run.folder, evaluate(run, "val")))
+    result = pool([folder for folder, _ in folds])
+    confusion = sum(torch.tensor(found["confusion"]) for _, found in folds)
+    assert result["miou"] == scores(confusion).miou and result["points"] == int(confusion.sum())
+    assert result["further"]["mIoU of the folds, mean"] == pytest.approx(np.mean([f["miou"] for _, f in folds]))
+    file = tmp_path / "pooled.json"
+    assert cli.main(["pool", *(str(folder) for folder, _ in folds), "--out", str(file)]) == 0
+    assert json.loads(file.read_text())["miou"] == result["miou"] and "2 folds" in capsys.readouterr().out
+    with pytest.raises(UserError, match="scored the same scans: each fold counts once"):
+        pool([folds[0][0], folds[0][0]])
+    with pytest.raises(UserError, match="two runs or more"):
+        pool([folds[0][0]])
+    evaluate(folds[1][0], "val", absent="zero")
+    with pytest.raises(UserError, match="differ in absent"):
+        pool([folder for folder, _ in folds])
+    with pytest.raises(UserError, match="score it first"):
+        pool([folds[0][0], tmp_path])
