@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,13 @@ from pointadapt.methods.from_peft import OF_PEFT
 from pointadapt.point import Point, collate
 from pointadapt.tasks.classification import Classification
 from pointadapt.tasks.segmentation import Segmentation
+from pointadapt.tasks.video import VideoClassification
 
 SMALL = dict(stride=(2,), enc_depths=(2, 2), enc_channels=(16, 32), enc_num_head=(1, 2), enc_patch_size=(32, 32))
 DECODER = dict(dec_depths=(1,), dec_channels=(16,), dec_num_head=(1,), dec_patch_size=(32,))
 
 #: encoder of Sonata's kind with layer scale; classic PTv3: BatchNorm, convolution stem, decoder; Point-MAE; SparseUNet
-BACKBONES = {
+BACKBONES: dict[str, Any] = {
     "m2": PTv3Config(**SMALL, layer_scale=0.5),
     "m1": PTv3Config(**SMALL, **DECODER, generation="m1"),
     "vit": PointViTConfig(
@@ -47,6 +49,9 @@ BACKBONES = {
         base_channels=12, enc_channels=(16, 24), enc_layers=(2, 1), dec_channels=(16, 20), dec_layers=(2, 1)
     ),
 }
+BACKBONES["video"] = BACKBONES["vit"]  # under a task on clips of frames
+#: Methods that are held against clips as well: those that look through time, and their baselines.
+ON_VIDEO = ("pointata", "st-adapter", "linear", "full")
 NETWORK = {PTv3Config: PTv3, PointViTConfig: PointViT, SparseUNetConfig: SparseUNet}
 KIND = {name: NETWORK[type(config)].kind for name, config in BACKBONES.items()}
 #: How parameters of peft's own methods are called.
@@ -55,7 +60,7 @@ OF_PEFT_NAMES = (".lora_", ".vera_lambda_", ".randlora_")
 RANDOM = ("base_model.vera_", "base_model.randlora_")
 
 
-def tiny(backbone: str = "m2", classes: int = 4, seed: int = 0) -> Segmentation | Classification:
+def tiny(backbone: str = "m2", classes: int = 4, seed: int = 0) -> Segmentation | Classification | VideoClassification:
     """A small random model, the same for the same seed, every weight away from its initial zeros and ones."""
     torch.manual_seed(seed)
     config = BACKBONES[backbone]
@@ -66,7 +71,8 @@ def tiny(backbone: str = "m2", classes: int = 4, seed: int = 0) -> Segmentation 
         if isinstance(module, nn.BatchNorm1d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
-    task = Classification if isinstance(net, PointViT) else Segmentation
+    on_tokens = VideoClassification if backbone == "video" else Classification
+    task = on_tokens if isinstance(net, PointViT) else Segmentation
     return task(net, classes).eval()
 
 
@@ -83,7 +89,10 @@ def cloud(points: int, seed: int, channels: int = 9) -> Point:
 
 
 def batch(task: nn.Module | None = None) -> Point:
-    """Two clouds; four for a classification, whose head has BatchNorm."""
+    """Two clouds; four for a classification, whose head has BatchNorm; two clips of three frames for videos."""
+    if isinstance(task, VideoClassification):
+        frames = [cloud(size, seed) for seed, size in enumerate((60, 90, 70, 60, 100, 80), 1)]
+        return collate(frames).but(extra={"frames": 3})
     sizes = (90, 140, 60, 100) if isinstance(task, Classification) else (90, 140)
     return collate([cloud(size, seed) for seed, size in enumerate(sizes, 1)])
 
@@ -102,7 +111,7 @@ class Case:
     backbone: str
     folder: Path
 
-    def plain(self) -> Segmentation | Classification:
+    def plain(self) -> Segmentation | Classification | VideoClassification:
         return tiny(self.backbone)
 
     def batch(self) -> Point:
@@ -154,7 +163,7 @@ def train(model: PeftModel, steps: int, seed: int = 0) -> None:
     model.train()
     task = model.get_base_model()
     point = batch(task)
-    rows = len(point) if isinstance(task, Segmentation) else point.num_clouds
+    rows = len(point) if isinstance(task, Segmentation) else point.num_clouds // point.extra.get("frames", 1)
     segment = torch.randint(0, 4, (rows,))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(steps):
@@ -408,8 +417,8 @@ def deepcopy_and_pickle(case: Case) -> None:
 
 def a_cloud_alone_is_as_in_a_batch(case: Case) -> None:
     model = case.trained()
-    clouds = [cloud(60, 3), cloud(200, 4), cloud(1 if case.backbone != "vit" else 12, 5), cloud(33, 6)]
-    rows = [1] * 4 if case.backbone == "vit" else [len(c) for c in clouds]
+    clouds = [cloud(60, 3), cloud(200, 4), cloud(12 if KIND[case.backbone] == "tokens" else 1, 5), cloud(33, 6)]
+    rows = [1] * 4 if KIND[case.backbone] == "tokens" else [len(c) for c in clouds]
     together = logits(model, collate(clouds)).split(rows)
     for one, part in zip(clouds, together, strict=True):
         torch.testing.assert_close(logits(model, one), part, atol=1e-5, rtol=1e-5)

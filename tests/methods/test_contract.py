@@ -2,7 +2,7 @@
 
 import pytest
 
-from contracts import BACKBONES, CHECKS, KIND, Case
+from contracts import BACKBONES, CHECKS, KIND, ON_VIDEO, Case
 from pointadapt.methods import METHODS
 
 #: a decoder probe needs a decoder
@@ -11,6 +11,7 @@ CASES = [
     for method, config in METHODS.items()
     for backbone in BACKBONES
     if KIND[backbone] in config.works_on and (method, backbone) != ("decoder", "m2")
+    if backbone != "video" or method in ON_VIDEO
 ]
 
 
