@@ -11,8 +11,10 @@ import argparse
 from pointadapt.compare.compare import compare
 
 ARMS = (
-    "head only, random weights = random:linear", "head only = linear", "bitfit", "ssf", "lora", "adapter", "adaptformer",
-    "prefix", "vpt", "VPT shallow = vpt[deep=false]", "idpt", "dapt", "pointlora", "pointgst", "pointpeft", "gaprompt",
+    "head only, random weights = random:linear", "head only = linear", "bitfit", "ssf", "lora", "adapter",
+    "adaptformer",
+    "prefix", "vpt",
+    "VPT shallow = vpt[deep=false]", "idpt", "dapt", "pointlora", "pointgst", "pointpeft", "gaprompt",
     "full", "full, random weights = random:full",
 )  # fmt: skip
 
@@ -20,7 +22,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", default="examples/objects/methods")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-only", action="store_true")
     asked = parser.parse_args()
