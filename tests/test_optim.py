@@ -15,6 +15,8 @@ PREFIX = "base_model.model."
         ("head.modules_to_save.default.weight", (), "head"),
         ("backbone.enc.0.blocks.0.cpe.gem_adapter.default.up.weight", (), "adapters"),
         ("backbone.enc.0.blocks.1.mix.attn.qkv.lora_A.default.weight", (), "adapters"),
+        ("backbone.tokenizer.pointata_adapter.default.pae.up.weight", (), "aligned"),
+        ("backbone.tokenizer.pointata_adapter.default.time.weight", (), "adapters"),
         ("backbone.dec.modules_to_save.default.0.blocks.0.ffn.mlp.fc1.weight", (), "backbone"),
         ("backbone.dec.modules_to_save.default.0.blocks.0.ffn.mlp.fc1.weight", ("dec",), "head"),
         ("backbone.modules_to_save.default.dec.0.up.proj.weight", ("dec",), "head"),
@@ -52,6 +54,21 @@ def test_groups():
     assert {g["weight_decay"] for g in found.values() if "no decay" in g["name"]} == {0.0}
     trained = sum(p.numel() for g in found.values() for p in g["params"])
     assert trained == sum(p.numel() for p in Toy().parameters() if p.requires_grad)
+
+
+def test_an_aligned_embedder_goes_on_slowly():
+    from pointadapt.methods import adapt
+    from pointadapt.methods.pointata import PointATAConfig
+    from small_videos import task
+
+    model = adapt(task(), PointATAConfig(rank=8, train_pae=True))
+    rates = dict(lr=1e-3, head_lr=2e-3, backbone_lr=1e-4, weight_decay=0.05)
+    found = {g["name"]: g for g in parameter_groups(model, **rates)}
+    names = {"head", "adapters", "aligned", "backbone"}  # the class token is no fresh part here: none was said
+    assert {name.split(" ")[0] for name in found} == names
+    assert found["aligned"]["lr"] == found["aligned (no decay)"]["lr"] == pytest.approx(1e-4)
+    trained = sum(p.numel() for g in found.values() for p in g["params"])
+    assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_schedule():

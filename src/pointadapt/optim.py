@@ -15,16 +15,19 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+ALIGNED = 0.1  #: of the adapters' rate, for an embedder that is aligned already (specs, pointata 4.2)
+
 
 def kind_of(name: str, fresh: Iterable[str] = ()) -> str:
-    """ "head", "adapters" or "backbone": the group of the trained parameter ``name`` of an adapted model.
+    """ "head", "adapters", "aligned" or "backbone": the group of the trained parameter ``name`` of an adapted model.
 
     peft keeps a fully trained module under ``<module>.modules_to_save.<adapter>``. A ``fresh`` child of the backbone
-    (a decoder that no checkpoint filled) starts from nothing like the head, and learns as fast.
+    (a decoder that no checkpoint filled) starts from nothing like the head, and learns as fast. "aligned" is an
+    embedder that Stage 1 of PointATA has trained already and Stage 2 goes on with.
     """
     path = re.sub(r"\.modules_to_save\.[^.]+", "", name)
     if path == name:
-        return "adapters"
+        return "aligned" if re.search(r"_adapter\.[^.]+\.pae\.", name) else "adapters"
     _, backbone, child = path.partition(".backbone.")
     return "backbone" if backbone and not child.startswith(tuple(f"{f}." for f in fresh)) else "head"
 
@@ -46,7 +49,7 @@ def parameter_groups(
 ) -> list[dict]:
     """Groups of what has ``requires_grad``, each with name, params, lr and weight_decay; empty ones are left out."""
     fresh = tuple(fresh)
-    rates = {"head": head_lr, "adapters": lr, "backbone": backbone_lr}
+    rates = {"head": head_lr, "adapters": lr, "backbone": backbone_lr, "aligned": ALIGNED * lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {
         (kind, decay): [] for kind in rates for decay in (True, False)
     }

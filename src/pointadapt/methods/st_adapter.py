@@ -50,7 +50,7 @@ class STAdapterConfig(AdapterConfig):
     def prepare(self, model: Any) -> None:
         backbone = getattr(model, "backbone", model)
         if not hasattr(getattr(backbone, "tokenizer", None), "embed"):
-            raise UserError(f"method 'st-adapter' cannot work on {type(backbone).__name__}: it needs {self.needs}")
+            raise UserError(f"method {self.method!r} cannot work on {type(backbone).__name__}: it needs {self.needs}")
         super().prepare(model)
         if hasattr(model, "widen"):
             model.widen(backbone.depth * (self.kernel // 2) * len(self.target_modules or ()), 1)
