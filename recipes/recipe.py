@@ -1,0 +1,100 @@
+"""What the recipes share: rows of a published table, each a Run with the paper's settings beside the paper's figures.
+
+    pointadapt init data/scannet                               # once, where the preprocessed scans lie
+    python recipes/scannet_gem.py data/scannet                 # trains and scores GEM; one GPU with 24 GB or more
+    python recipes/scannet_gem.py data/scannet --method lora --grad-accum 6
+
+A figure of ours goes into a row's ``here`` when somebody has run it in full; until then it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pointadapt as pa
+
+NOT_YET = "not yet reproduced here"
+SCORES = ("miou", "macc", "allacc")
+#: The published rule: a class that never occurs counts as 0 in the means.
+ABSENT = "zero"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: Run fields, the paper's scores in percent, ours (None: not yet reproduced here)."""
+
+    settings: dict[str, Any]
+    paper: dict[str, float]
+    here: dict[str, float] | None = None
+
+
+def row(paper: tuple[float, ...], **settings: Any) -> Row:
+    """``paper``: mIoU, or mIoU, mAcc and allAcc."""
+    return Row(settings, dict(zip(SCORES, paper, strict=False)))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A column of a published table.
+
+    source   paper and table
+    common   Run fields that all rows share
+    rows     name in the table -> Row; the first is the paper's own method
+    guessed  settings that the paper does not give, as sentences
+    """
+
+    title: str
+    source: str
+    common: dict[str, Any]
+    rows: dict[str, Row]
+    guessed: tuple[str, ...] = ()
+
+    def run(self, name: str, data: Path | str, **changes: Any) -> pa.Run:
+        """The Run of a row; ``changes`` take the place of the paper's settings."""
+        data = Path(data)
+        cache = (data if data.suffix != ".yaml" else data.parent) / ".prepared"
+        out = Path("runs") / f"{self.title}-{name}".replace(" ", "-")
+        settings = {"data": data, "out": out, "cache": cache, **self.common, **self.rows[name].settings, **changes}
+        return pa.Run(**settings)
+
+    def told(self, name: str, result: dict[str, Any]) -> str:
+        """The paper's figures, ours as published in this repository, and those of this run, in percent."""
+        lines = [f"{self.title}, {name} ({self.source})"]
+        here = self.rows[name].here
+        for key, value in self.rows[name].paper.items():
+            before = f"{here[key]:.1f}" if here else NOT_YET
+            lines.append(f"  {key:7} paper {value:.1f}   repository: {before}   this run {100 * result[key]:.1f}")
+        return "\n".join(lines)
+
+
+def arguments(recipe: Recipe, text: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with the dataset.yaml that pointadapt init wrote")
+    parser.add_argument("--method", default=next(iter(recipe.rows)), choices=list(recipe.rows), help="row of the table")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labels", help="take the place of the row's: 10%%, 200pts, or a file with an official list")
+    parser.add_argument("--grad-accum", type=int, default=1, help="parts of a batch computed in turn, for less memory")
+    parser.add_argument("--out", type=Path, help="run folder")
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_args()
+
+
+def score(run: pa.Run, resume: bool) -> dict[str, Any]:
+    """Train, unless that is done, and evaluate as published."""
+    if not (resume and (run.folder / "result.json").is_file()):
+        pa.train(run, resume=resume and (run.folder / "state").is_dir())
+    return pa.evaluate(run, absent=ABSENT)
+
+
+def main(recipe: Recipe, text: str | None) -> None:
+    """The command line of a recipe."""
+    given = arguments(recipe, text)
+    changes = {name: getattr(given, name) for name in ("seed", "grad_accum", "out", "labels")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    for sentence in recipe.guessed:
+        print(f"note: {sentence}")
+    run = recipe.run(given.method, given.data, **changes)
+    print(recipe.told(given.method, score(run, given.resume)))
