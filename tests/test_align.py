@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pointadapt.align import Align, align, align_model, clip_tokens, majority, observe, place, shape_features
+from pointadapt.align import Align, align, align_model, clip_tokens, majority, observe, place, source_features
 from pointadapt.analysis.transport import Source, Transport, neighbour_accuracy
-from pointadapt.data.synthetic_shapes import shapes
+from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt, load_adapted
 from pointadapt.methods.pae import PAE
-from small_videos import FRAMES, adapted, logits, packed, task, video
+from small_videos import FRAMES, adapted, logits, net, packed, stirred, task, video
 
 WIDTH = 32
 QUICK = Align(epochs=14, steps=10, subset=120, source_batch=128, lr=3e-3)
@@ -33,13 +33,6 @@ def toy(seed: int = 0):
 def fresh() -> PAE:
     torch.manual_seed(0)
     return PAE(WIDTH)
-
-
-def objects():
-    """Batches of labelled shapes of 128 points."""
-    coord, labels = shapes(0, 48, 128)
-    for rows in (slice(0, 24), slice(24, 48)):
-        yield packed(torch.from_numpy(coord[rows]).float(), 1), labels[rows]
 
 
 def test_the_distance_falls_and_the_classes_stay_apart():
@@ -97,8 +90,8 @@ def test_stage_one_of_a_model(options, tmp_path):
     model = adapted(**options)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     clips = [(video(12, seed=s), torch.arange(12)) for s in (1, 2)]
-    features, names = shape_features(model, objects())
-    assert features.shape == (48, 48) and len(names) == 48
+    features, names = source_features(model, limit=48, points=128)
+    assert features.shape == (48, 48) and names[:16] == list(SHAPE_CLASSES)
     start = logits(model, video())
     found = align_model(
         model, clips, features, names, how=Align(epochs=3, steps=4, lr=5e-5, source_batch=48, subset=48)
@@ -156,6 +149,27 @@ def test_the_label_of_a_group_is_its_majority():
     found = majority(point, out, adapter, label.flatten(), 0.6)[0]
     by_place = {int((places - c).norm(dim=1).argmin()): int(v) for c, v in zip(out.center[0], found, strict=True)}
     assert [by_place[i] for i in range(5)] == [1, -1, -1, 2, 0]
+
+
+def test_the_source_is_seen_by_the_frozen_tokenizer(tmp_path):
+    model = stirred(adapted())
+    found, names = source_features(model, limit=30, points=128, seed=4)
+    plain, _ = source_features(net(), limit=30, points=128, seed=4)
+    assert torch.equal(found, plain)
+    coord, label = shapes(4, 30, 128)
+    assert names == [SHAPE_CLASSES[y] for y in label]
+    x, y, z = torch.from_numpy(coord[7]).T
+    one = net().tokenizer(packed([torch.stack([x, z, -y], 1)], 1))  # z up in the shapes, y up in the model
+    torch.testing.assert_close(found[7], one.part("patch").detach().mean((0, 1)))
+    for kind in ("a", "b"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            np.save(tmp_path / kind / f"{i}.npy", coord[i])
+    (tmp_path / "dataset.yaml").write_text(
+        "task: classification\nclasses: [a, b]\npoints: 128\nsplits: {train: ['.']}\n"
+    )
+    found, names = source_features(model, tmp_path)
+    assert found.shape == (6, 48) and sorted(set(names)) == ["a", "b"]
 
 
 def test_refusals():

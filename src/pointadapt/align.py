@@ -10,14 +10,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pointadapt.analysis.distance import Features, shape_features
 from pointadapt.analysis.transport import Source, Transport, balanced, neighbour_accuracy
+from pointadapt.data.object_set import UP
+from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
 from pointadapt.methods.core import AdapterLayer
 from pointadapt.methods.pointata import ClipTokens, new_pae
@@ -181,7 +186,7 @@ def align_model(
     """The whole of Stage 1 on a model adapted with PointATA: observe the clips once, align, put the weights in place.
 
     clips            batches of the TRAINING split (Point, labels), without augmentation, see :func:`observe`
-    source_features  mean patch tokens of shapes through the same frozen tokenizer (:func:`shape_features`)
+    source_features  mean patch tokens of shapes through the same frozen tokenizer (:func:`source_features`)
     The new embedder starts from ``how.seed``. Raises UserError for a model without a PAE.
     """
     how = how or Align()
@@ -273,21 +278,36 @@ def majority(point: Point, out: Tokens, adapter: ClipTokens, label: Tensor, puri
     return torch.stack(found)
 
 
-@torch.no_grad()
-def shape_features(model: nn.Module, shapes: Iterable[tuple[Point, Any]]) -> tuple[Tensor, list[Any]]:
-    """The source: mean patch tokens [n, D] of batches of labelled shapes through the frozen tokenizer, and labels."""
-    _, base, _ = clip_tokens(model)
-    was_training = model.training
-    model.eval()
-    found: list[Tensor] = []
-    names: list[Any] = []
-    try:
-        for point, labels in shapes:
-            found.append(base(point).part("patch").mean(1).float().cpu())
-            names += labels.tolist() if isinstance(labels, Tensor) else list(labels)
-    finally:
-        model.train(was_training)
-    return torch.cat(found), names
+def source_features(
+    model: nn.Module, source: Path | str = "procedural", limit: int = 1000, points: int = 1024, seed: int = 0
+) -> Features:
+    """The source: mean patch tokens [n, D] of labelled shapes through a model's frozen tokenizer, and their classes.
+
+    model   a task model, a backbone, or either adapted: adapters are switched off meanwhile
+    source  "procedural": the shapes the bundled nano-mae was pretrained on, of ``points`` points each; or a folder of
+            shapes with a dataset.yaml (inferred for PointATA: the pretraining set, ShapeNet), its training split
+    limit   shapes, class-balanced
+    """
+    is_adapted = hasattr(model, "get_base_model")
+    plain: Any = model.get_base_model() if is_adapted else model  # type: ignore[operator]
+    backbone = getattr(plain, "backbone", plain)
+    with model.disable_adapter() if is_adapted else nullcontext():  # type: ignore[operator]
+        if source != "procedural":
+            return shape_features(backbone, source, limit, seed=seed)
+        device, was_training = next(backbone.parameters()).device, backbone.training
+        backbone.eval()
+        coord, label = shapes(seed, limit, points)
+        turned = torch.from_numpy(coord @ UP["z"].T.astype(np.float32))
+        parts = []
+        try:
+            for run in turned.split(32):
+                rows = run.flatten(0, 1).to(device)
+                point = Point(rows, rows, torch.arange(1, len(run) + 1, device=device) * points)
+                with torch.no_grad():
+                    parts.append(backbone.tokenizer(point).part("patch").mean(1).float().cpu())
+        finally:
+            backbone.train(was_training)
+    return Features(torch.cat(parts), [SHAPE_CLASSES[y] for y in label])
 
 
 def _groups(pae: nn.Module, decay: float) -> list[dict[str, Any]]:
