@@ -31,6 +31,7 @@ class BottleneckConfig(AdapterConfig):
     convolutional network has one branch, its convolutions.
     """
 
+    paper: ClassVar[str] = "He et al. 2022, arXiv 2110.04366"
     works_on: ClassVar[tuple[str, ...]] = EVERYWHERE
     stand_ins: ClassVar[dict[str, str]] = {"ffn": "mix"}
 
@@ -59,6 +60,8 @@ class BottleneckConfig(AdapterConfig):
 @dataclass
 class HoulsbyConfig(BottleneckConfig):
     """BottleneckConfig behind both branches: two adapters a block, 1,876,896 parameters on Sonata-base."""
+
+    paper: ClassVar[str] = "Houlsby et al. 2019, arXiv 1902.00751"
 
     placement: Literal["parallel", "houlsby"] = "houlsby"  # no help text: not a flag of its own
 
@@ -95,6 +98,7 @@ class BitFitConfig(AdapterConfig):
     The frozen biases themselves stay as they are: the difference is added to the module's output.
     """
 
+    paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv 2106.10199"
     default_targets: ClassVar[tuple[str, ...]] = (".*",)
     works_on: ClassVar[tuple[str, ...]] = EVERYWHERE
 

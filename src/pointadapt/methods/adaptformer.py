@@ -22,6 +22,7 @@ from pointadapt.tokens import Tokens
 class AdaptFormerConfig(AdapterConfig):
     """Defaults: 49,600 parameters per block of Point-MAE; 924,144 on Sonata-base."""
 
+    paper: ClassVar[str] = "Chen et al. 2022, arXiv 2205.13535"
     works_on: ClassVar[tuple[str, ...]] = ("points", "voxels", "tokens")
     stand_ins: ClassVar[dict[str, str]] = {"ffn": "mix", "mlp": "convs"}
 

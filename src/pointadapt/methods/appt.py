@@ -34,6 +34,7 @@ class APPTConfig(AdapterConfig):
     a transformer loaded with weights=None.
     """
 
+    paper: ClassVar[str] = "APPT 2025, arXiv 2509.00374"
     default_targets: ClassVar[tuple[str, ...]] = ("tokenizer", "cls", "enter", "block", "final_norm")
     works_on: ClassVar[tuple[str, ...]] = ("tokens",)
     needs: ClassVar[str] = "a transformer over tokens: a foundation model, or one over groups of points"

@@ -26,6 +26,7 @@ class ConvLoraConfig(AdapterConfig):
     """r (27 C_in + C_out) parameters per 3^3 convolution, both of every residual block of the encoder: 1,032,192 on
     the sparse U-Net with r=8. Scale and dropout are those of method lora."""
 
+    paper: ClassVar[str] = "Hu et al. 2022, arXiv 2106.09685"
     works_on: ClassVar[tuple[str, ...]] = ("voxels",)
     needs: ClassVar[str] = "blocks of sparse convolutions; on Linear layers use method lora"
     default_targets: ClassVar[tuple[str, ...]] = ("conv1", "conv2")

@@ -105,6 +105,8 @@ class AdapterConfig(Recorded):
         },
     )
 
+    #: Where it was published; empty for what needs no paper.
+    paper: ClassVar[str] = ""
     #: Name given by peft_method; children of the backbone that the method trains in full; slots if none are asked for.
     method: ClassVar[str]
     trains: ClassVar[tuple[str, ...]] = ()
@@ -515,12 +517,12 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
     if isinstance(model, PeftModel):
         raise UserError("this model is adapted already: add a further adapter with model.add_adapter(name, config)")
     config = copy.deepcopy(config)
+    check_kind(config, getattr(config, "method", config.peft_type.lower()), model)
     modules = plain_modules(model)
     if config.modules_to_save is None:
         config.modules_to_save = trained_parts(model, getattr(config, "trains", ()))
     config.modules_to_save = leaves(modules, config.modules_to_save) or None
     if not isinstance(config, AdapterConfig):
-        check_kind(config, getattr(config, "method", config.peft_type.lower()), model)
         resolve(model, modules, config)
         check_names(adapter_name, f"{config.peft_type.lower()}_", modules, [])
     with warnings.catch_warnings():

@@ -35,6 +35,7 @@ class DAPTConfig(AdapterConfig):
     block, as published. Published for ModelNet40: rank=72, read=["cls", "max patch"].
     """
 
+    paper: ClassVar[str] = "Zhou et al. 2024, arXiv 2403.01439"
     default_targets: ClassVar[tuple[str, ...]] = (*SCALED, "mlp", "block", "attn")
     #: Scales start with noise, tokens are new to the backbone, positions are added once: the published method.
     identity: ClassVar[bool] = False

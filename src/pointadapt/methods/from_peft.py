@@ -64,6 +64,7 @@ class LoraConfig(OnLinear, peft.LoraConfig):
     228,864 parameters on Sonata-base. GEM's baseline of 1.83 M parameters is r=64.
     """
 
+    paper: ClassVar[str] = "Hu et al. 2022, arXiv 2106.09685"
     method: ClassVar[str] = "lora"
 
     r: int = as_in(peft.LoraConfig, "r", "Rank of the update.", default=8)
@@ -85,6 +86,7 @@ class VeraConfig(OnLinear, peft.VeraConfig):
     how; target_modules=["qkv", "proj"] with r=512 comes to that.
     """
 
+    paper: ClassVar[str] = "Kopiczko et al. 2024, arXiv 2310.11454"
     method: ClassVar[str] = "vera"
 
     r: int = as_in(peft.VeraConfig, "r", "Rank of the random matrices (not of the budget: a layer trains r + out).")
@@ -111,6 +113,7 @@ class RandLoraConfig(OnLinear, peft.RandLoraConfig):
     peft's own hold them once more for every layer.
     """
 
+    paper: ClassVar[str] = "Albert et al. 2025, arXiv 2502.00987"
     method: ClassVar[str] = "randlora"
 
     r: int = as_in(peft.RandLoraConfig, "r", "Rank of one random matrix; a layer has min(in, out) / r.", default=4)

@@ -33,6 +33,7 @@ class GAPromptConfig(AdapterConfig):
     outside of training; here every index stays within its cloud, and nothing is doubled.
     """
 
+    paper: ClassVar[str] = "Ai et al. 2025, arXiv 2505.04119"
     works_on: ClassVar[tuple[str, ...]] = ("tokens",)
     needs: ClassVar[str] = (
         "a tokenizer that groups points anew, which networks over voxels of single points do not have"

@@ -31,6 +31,7 @@ class GEMConfig(AdapterConfig):
     every residual block and read its input: 785,792 parameters on the sparse U-Net.
     """
 
+    paper: ClassVar[str] = "Tang et al. 2025, arXiv 2505.22444"
     works_on: ClassVar[tuple[str, ...]] = ("points", "voxels")
     stand_ins: ClassVar[dict[str, str]] = {"cpe": "convs", "attn": "mix"}
     needs: ClassVar[str] = "voxel neighbourhoods, which groups of points do not have"

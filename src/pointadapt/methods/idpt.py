@@ -47,6 +47,7 @@ class IDPTConfig(AdapterConfig):
     and the prompts with their outputs take the place of the maximum and mean that the head reads.
     """
 
+    paper: ClassVar[str] = "Zha et al. 2023, arXiv 2304.07221"
     default_targets: ClassVar[tuple[str, ...]] = ("block",)
     needs: ClassVar[str] = "attention, which a convolutional network does not have"
     #: The prompt is new to the backbone.

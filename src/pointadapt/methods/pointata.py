@@ -36,6 +36,7 @@ class PointATAConfig(AdapterConfig):
     every block, "ffn" behind the MLP (inferred: mix); ReCon and PointGPT work as Point-MAE does.
     """
 
+    paper: ClassVar[str] = "PointATA 2026, arXiv 2602.23069"
     default_targets: ClassVar[tuple[str, ...]] = ("tokenizer", "mix")
     works_on: ClassVar[tuple[str, ...]] = ("tokens",)
     needs: ClassVar[str] = "a tokenizer of its own that cuts clouds into groups of points (point-mae and its family)"
@@ -76,8 +77,25 @@ class PointATAConfig(AdapterConfig):
     )
     neighbors: int = field(default=8, metadata={"help": "Anchors that the SCE sees, itself among them (inferred)."})
 
+    align: str = field(
+        default="none",
+        metadata={
+            "help": "Stage 1, before training: align the PAE to procedural objects (shapes), or to a folder of labelled "
+            "shapes; or none. For pointadapt adapt and pa.train; see pointadapt.align for more choices."
+        },
+    )
+    align_epochs: int = field(default=50, metadata={"help": "Most epochs of Stage 1 (inferred)."})
+    align_steps: int = field(default=40, metadata={"help": "Steps of such an epoch (inferred)."})
+    align_objective: Literal["full", "classwise"] = field(
+        default="full", metadata={"help": "Distance of the whole sets, or ORCA's of each class (inferred: full)."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.align != "none" and self.pae == "none":
+            raise UserError(f'align is {self.align!r}, but pae is "none": there is nothing to align')
+        one_of("align_objective", self.align_objective, ("full", "classwise"))
+        at_least(1, align_epochs=self.align_epochs, align_steps=self.align_steps)
         one_of("pae", self.pae, ("residual", "replace", "none"))
         one_of("follow", self.follow, ("nearest", "slot"))
         one_of("sce", self.sce, ("knn", "global", "none"))

@@ -37,6 +37,7 @@ class PointGSTConfig(AdapterConfig):
     with. ``basis="dct"`` is an ablation that no paper reports: a fixed cosine basis along the curve, no geometry.
     """
 
+    paper: ClassVar[str] = "Liang et al. 2024, arXiv 2410.08114"
     default_targets: ClassVar[tuple[str, ...]] = ("ffn",)
 
     rank: int | None = field(

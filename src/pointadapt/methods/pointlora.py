@@ -35,6 +35,7 @@ class PointLoRAConfig(AdapterConfig):
     On scenes, where there are no groups of points to select, low-rank updates and shared MLPs are all of it.
     """
 
+    paper: ClassVar[str] = "Wang et al. 2025, arXiv 2504.16023"
     default_targets: ClassVar[tuple[str, ...]] = ("qkv", "proj", "tokenizer", "block", "pos", FIRST)
     #: The MLPs start with small random weights, as published, and the selected tokens are new to the backbone.
     identity: ClassVar[bool] = False

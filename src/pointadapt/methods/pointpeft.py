@@ -35,6 +35,7 @@ class PointPEFTConfig(AdapterConfig):
     and samples of a batch; here every index stays within its cloud.
     """
 
+    paper: ClassVar[str] = "Tang et al. 2024, arXiv 2310.03059"
     works_on: ClassVar[tuple[str, ...]] = ("tokens",)
     needs: ClassVar[str] = "groups of points with centres, which networks over single points do not have"
     default_targets: ClassVar[tuple[str, ...]] = (*BIASES, "ffn", "block", "final_norm")

@@ -30,6 +30,7 @@ class PointTPAConfig(AdapterConfig):
     grouping="random" (patches of random points).
     """
 
+    paper: ClassVar[str] = "PointTPA 2026, arXiv 2604.04933"
     works_on: ClassVar[tuple[str, ...]] = ("points",)
     needs: ClassVar[str] = "attention along space-filling curves, whose stretches are its patches"
 

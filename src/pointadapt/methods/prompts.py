@@ -33,6 +33,7 @@ class VPTConfig(AdapterConfig):
     and values, which all points of the window see. n C parameters per block, 71,520 on Sonata-base.
     """
 
+    paper: ClassVar[str] = "Jia et al. 2022, arXiv 2203.12119"
     needs: ClassVar[str] = "attention, which a convolutional network does not have"
     #: Attention is spread over more tokens from the beginning.
     identity: ClassVar[bool] = False
@@ -145,6 +146,7 @@ class PrefixConfig(AdapterConfig):
     every attention window sees them. In ReCon they are for the groups, not for the global tokens.
     """
 
+    paper: ClassVar[str] = "Li and Liang 2021, arXiv 2101.00190"
     default_targets: ClassVar[tuple[str, ...]] = ("attn",)
     #: Attention is spread over more keys from the beginning.
     identity: ClassVar[bool] = False

@@ -26,6 +26,7 @@ class SSFConfig(AdapterConfig):
     behind every convolution is scaled.
     """
 
+    paper: ClassVar[str] = "Lian et al. 2022, arXiv 2210.08823"
     works_on: ClassVar[tuple[str, ...]] = ("points", "voxels", "tokens")
     default_targets: ClassVar[tuple[str, ...]] = (
         "tokenizer",

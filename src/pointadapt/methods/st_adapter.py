@@ -27,6 +27,7 @@ class STAdapterConfig(AdapterConfig):
     ``target_modules``: "mix" is before the MLP, as published; "mix" and "ffn" the published variant with two.
     """
 
+    paper: ClassVar[str] = "Pan et al. 2022, arXiv 2206.13559"
     default_targets: ClassVar[tuple[str, ...]] = ("mix",)
     works_on: ClassVar[tuple[str, ...]] = ("tokens",)
     needs: ClassVar[str] = "a tokenizer of its own that cuts clouds into groups of points (point-mae and its family)"
