@@ -199,6 +199,7 @@ def test_unknown_names_and_raw_downloads(tmp_path):
         ("s3dis", "Area_7", "variant 'Area_7' is unknown"),
         ("s3dis", "6fold", "Area_2, Area_3, Area_4, Area_6 are missing"),
         ("scannet", "Area_5", "there are no variants of ScanNet"),
+        (None, "Area_9", "variant 'Area_9' is unknown"),
     ):
         with pytest.raises(UserError, match=message):
             find_benchmark(folder, layout, variant)

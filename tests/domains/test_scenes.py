@@ -8,6 +8,8 @@ import torch
 import yaml
 
 from pointadapt import cli
+from pointadapt.compare.arms import Arm
+from pointadapt.compare.grid import Cell
 from pointadapt.data.labels import keep_points, listed_points, listed_scans
 from pointadapt.data.loader import ScanDataset, thin
 from pointadapt.data.scans import DataSet
@@ -16,7 +18,8 @@ from pointadapt.errors import UserError
 from pointadapt.evaluate import evaluate, pool
 from pointadapt.metrics import confusion_matrix, group_scores, scores, top_k_confusion
 from pointadapt.train import train
-from tiny_runs import ByColor, scan, tiny_run, write_scans
+from scene_layouts import write_semantickitti
+from tiny_runs import ByColor, scan, tiny_run, write_backbone, write_scans
 
 CPU = torch.device("cpu")
 
@@ -236,3 +239,30 @@ def test_pooled_folds(tmp_path, capsys):
         pool([folder for folder, _ in folds])
     with pytest.raises(UserError, match="score it first"):
         pool([folds[0][0], tmp_path])
+
+
+# --- lidar frames ---------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_learned_and_labelled(tmp_path, capsys):
+    folder = write_semantickitti(tmp_path / "kitti")
+    data, run = str(folder), str(tmp_path / "run")
+    small = ["--steps", "2", "--points", "300", "--eval-every", "2", "--threads", "1", "--out", run]
+    backbone = ["--backbone", str(write_backbone(tmp_path / "tiny.safetensors"))]
+    assert cli.main(["adapt", data, *backbone, *small]) == 0  # without init: the layout is seen
+    assert "wrote" in capsys.readouterr().out and DataSet.open(folder).grid_size == 0.05
+    assert cli.main(["evaluate", run]) == 0
+    unlabelled = folder / "dataset/sequences/11/velodyne"
+    assert cli.main(["predict", run, str(unlabelled)]) == 0
+    found = np.fromfile(unlabelled.with_name("velodyne_labelled") / "000000.label", np.uint32)
+    assert len(found) == 400 and set(found.tolist()) <= set(DataSet.open(folder).raw_ids.tolist())
+    assert cli.main(["info", str(unlabelled / "000000.bin")]) == 0 and "intensity" in capsys.readouterr().out
+
+
+def test_lists_of_points_are_for_scenes(tmp_path):
+    file = tmp_path / "points.json"
+    file.write_text("{}")
+    with pytest.raises(UserError, match="lists in files are for scenes"):
+        listed_scans(object(), str(file))
+    grid_cell = Cell(Arm.parse("gem"), str(file), 0)
+    assert "/" not in grid_cell.key and grid_cell.key != Cell(Arm.parse("gem"), "10%", 0).key

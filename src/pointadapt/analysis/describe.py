@@ -86,6 +86,12 @@ def result_table(result: dict[str, Any]) -> Table:
         "peak memory": f"{result['peak_memory'] / 2**30:.2f} GiB",
         "loss": f"{result['loss']:.3f}",
     }
+    if aligned := result.get("align"):
+        distance, near = aligned["distance"], [percent(value) for value in aligned["neighbours"]]
+        values["stage 1"] = (
+            f"distance {distance[0]:.4g} -> {distance[-1]:.4g}, 5-NN accuracy {near[0]} -> {near[1]} in "
+            f"{aligned['seconds']:.0f} s" + ("; CLASSES SCRAMBLED" if aligned["scrambled"] else "")
+        )
     if result["val"]:
         kind = KINDS[result.get("kind", SCENES.name)]
         on = "test split, which chose the step" if result.get("select") == "test" else "validation"
@@ -184,7 +190,7 @@ def describe(path: Path) -> list[Table]:
             return describe_dataset(path)
     if path.suffix in (".yaml", ".yml"):
         return describe_dataset(path)
-    if path.suffix in CHECKPOINTS:
+    if path.suffix in CHECKPOINTS and not is_scan(path):
         return [describe_checkpoint(path)]
     if is_scan(path) or is_shape(path):
         return describe_scan(path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -50,7 +51,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        share = self.labels.replace("%", "pc")
+        share = re.sub(r"[^\w.=-]+", "_", self.labels.replace("%", "pc"))  # it may be the path of a list
         end = f"trial-x{self.factor:g}" if self.is_trial else f"seed{self.seed}"
         return f"{self.arm.slug}--{share}--{end}"
 

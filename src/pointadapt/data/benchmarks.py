@@ -74,10 +74,13 @@ def first_scan(folder: Path, pattern: str, label: str) -> Path | None:
     return next(found, None)
 
 
-def need_val(folder: Path, place: str = "val") -> str:
-    if not any((folder / place).glob("*")):
-        raise UserError(f"{folder}: there is no {place}/ with scans, which scores are on; add it beside train/")
-    return place
+def need_val(folder: Path, label: str) -> str:
+    if not any((folder / "val").glob("*")):
+        raise UserError(
+            f"{folder}: there is no val/ with scans, which scores are on; add it beside train/, or hold out a part of "
+            f"what is here with --label-field {label}"
+        )
+    return "val"
 
 
 # --- indoor ---------------------------------------------------------------------------------------------------------
@@ -86,7 +89,7 @@ def need_val(folder: Path, place: str = "val") -> str:
 def scannet(folder: Path, variant: str | None, name: str = "scannet", label: str = "segment20") -> Benchmark | None:
     if first_scan(folder / "train", "scene????_??", label) is None:
         return None
-    splits: Splits = {"train": ("train",), "val": (need_val(folder),)}
+    splits: Splits = {"train": ("train",), "val": (need_val(folder, label),)}
     dataset = DataSet(folder, counted(name), splits=splits, label_field=label, normals="file")
     notes = [NO_TEST]
     if name == "scannet200":
@@ -106,7 +109,7 @@ def scannetpp(folder: Path, variant: str | None) -> Benchmark | None:
     scene = "[0-9a-f]" * 10
     if first_scan(folder / train, f"{scene}*", "segment") is None:
         return None
-    val = need_val(folder)
+    val = need_val(folder, "segment")
     dataset = DataSet(
         folder, counted("scannetpp"), splits={"train": (train,), "val": (val,)},
         label_field="segment", normals="file", top_k=3,
@@ -118,7 +121,7 @@ def scannetpp(folder: Path, variant: str | None) -> Benchmark | None:
 def structured3d(folder: Path, variant: str | None) -> Benchmark | None:
     if first_scan(folder / "train", "scene_?????/room_*", "segment") is None:
         return None
-    splits: Splits = {"train": ("train",), "val": (need_val(folder),)}
+    splits: Splits = {"train": ("train",), "val": (need_val(folder, "segment"),)}
     if (folder / "test").is_dir() and first_scan(folder / "test", "scene_?????/room_*", "segment"):
         splits["test"] = ("test",)
     dataset = DataSet(folder, counted("structured3d"), splits=splits, label_field="segment", normals="file")
@@ -254,10 +257,9 @@ def find_benchmark(folder: Path | str, layout: str | None = None, variant: str |
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if layout is None:
-        for name, known in BENCHMARKS.items():
-            if (found := known.find(folder, variant)) is not None:
-                return named(name, found)
-        return None
+        layout = next((name for name, known in BENCHMARKS.items() if known.find(folder, variant) is not None), None)
+        if layout is None:
+            return None
     if layout not in BENCHMARKS:
         raise UserError(f"layout {layout!r} is unknown: use one of {', '.join(BENCHMARKS)}")
     known = BENCHMARKS[layout]

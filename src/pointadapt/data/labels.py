@@ -76,10 +76,12 @@ def listed_scans(dataset: Any, labels: str) -> Any:
     Raises UserError for a name that is no training scan.
     """
     file = Path(labels)
-    if file.suffix != ".txt" or not file.is_file():
+    if not file.is_file():
         return dataset
     if not isinstance(dataset, DataSet):
-        raise UserError(f"labels is {labels}: lists of scans are for scenes; give a share of the training items")
+        raise UserError(f"labels is {labels}: lists in files are for scenes; give a share of the training items")
+    if file.suffix != ".txt":  # a list of points: see listed_points
+        return dataset
     scans = {scan_name(entry): entry for entry in dataset.scans("train")}
     names = [scan_name(line) for line in file.read_text().splitlines() if line.strip()]
     unknown = next((name for name in names if name not in scans), None)

@@ -61,10 +61,10 @@ class ScanDataset(Dataset):
         self.cache = Path(cache) if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by worker processes too
         self.items: list[Sample | Path] = []
-        labelled = 0
+        labelled = False
         for path in dataset.paths(split):
             items = self._prepare(path)
-            labelled += sum(int((self._load(item)["segment"] >= 0).sum()) for item in items)
+            labelled = labelled or any((self._load(item)["segment"] >= 0).any() for item in items)
             self.items += items
         if not self.items:
             raise UserError(f"{dataset.file}: the split {split!r} lists no scans; add some under `splits`")
