@@ -142,3 +142,15 @@ def test_mix3d_merges_pairs():
     assert collate_batch(samples)["point"].counts == [3, 5, 7, 2, 4]
     merged = [collate_batch(samples[:2], 0.3, rng)["point"].num_clouds == 1 for _ in range(500)]
     assert np.mean(merged) == pytest.approx(0.3, abs=0.06)
+
+
+def test_workers_fill_the_cache(tmp_path):
+    dataset = write(tmp_path, counts=(900, 700, 800))
+    alone = ScanDataset(dataset, "train", cache=tmp_path / "alone")
+    shared = ScanDataset(dataset, "train", cache=tmp_path / "shared", workers=2)
+    for index in range(3):
+        equal(alone[index], shared[index])
+    (tmp_path / "1.npz").write_bytes(b"broken")
+    with pytest.raises(UserError, match="1.npz: not readable") as caught:
+        ScanDataset(dataset, "train", cache=tmp_path / "other", workers=2)
+    assert "\n" not in str(caught.value)

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from pointadapt.data.formats.lidar import labels_beside
 from pointadapt.data.labels import keep_points
@@ -41,6 +42,7 @@ class ScanDataset(Dataset):
                  None keeps them in memory
     repeat       passes over the scans that make up one epoch
     points       scan name -> indices of the points whose labels are known, for training with few of them
+    workers      processes that fill the cache
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ScanDataset(Dataset):
         cache: Path | str | None = None,
         repeat: int = 1,
         points: dict[str, np.ndarray] | None = None,
+        workers: int = 0,
     ):
         self.dataset, self.split, self.transform, self.seed, self.repeat = dataset, split, transform, seed, repeat
         self.train = split == "train" if train is None else train
@@ -62,8 +65,7 @@ class ScanDataset(Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by worker processes too
         self.items: list[Sample | Path] = []
         labelled = False
-        for path in dataset.paths(split):
-            items = self._prepare(path)
+        for items in self._prepare_all(dataset.paths(split), workers):
             labelled = labelled or any((self._load(item)["segment"] >= 0).any() for item in items)
             self.items += items
         if not self.items:
@@ -95,6 +97,15 @@ class ScanDataset(Dataset):
             item = {**names, **json.loads((item / "scan.json").read_text())}
         out = {k: np.asarray(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
         return {**out, "color": out["color"].astype(np.float32), "segment": out["segment"].astype(np.int64)}
+
+    def _prepare_all(self, paths: list[Path], workers: int) -> Iterator[list[Sample | Path]]:
+        if self.cache is None or workers == 0 or len(paths) < 2:
+            yield from map(self._prepare, paths)
+            return
+        for items in DataLoader(Caching(self, paths), batch_size=None, num_workers=workers, collate_fn=as_it_is):
+            if isinstance(items, UserError):
+                raise items
+            yield items
 
     def _prepare(self, path: Path) -> list[Sample | Path]:
         """The items a scan becomes: read from the cache, or from the file."""
@@ -139,6 +150,26 @@ class ScanDataset(Dataset):
         if rows is None:
             raise UserError(f"the list of labelled points has none for the training scan {path}")
         return rows
+
+
+class Caching(Dataset):
+    """Item i: what a scan becomes in the cache, or the UserError that it met; for worker processes to share."""
+
+    def __init__(self, scans: ScanDataset, paths: list[Path]) -> None:
+        self.scans, self.paths = scans, paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> list[Sample | Path] | UserError:
+        try:
+            return self.scans._prepare(self.paths[index])
+        except UserError as error:  # raised here, it would come out as a page of the worker's traceback
+            return error
+
+
+def as_it_is(item: Any) -> Any:
+    return item
 
 
 def thin(sample: Sample, grid_size: float, rng: np.random.Generator, labelled_first: bool = False) -> Sample:

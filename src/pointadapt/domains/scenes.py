@@ -61,10 +61,11 @@ class Scenes(Domain):
         return Segmentation(backbone, self.names, dropout=self.run.dropout)
 
     def items(self, split: str, train: bool = False) -> ScanDataset:
+        cache, workers = self.run.cache, self.run.num_workers
         if train:
             points = listed_points(self.run.labels)
-            return ScanDataset(self.dataset, split, seed=self.run.seed, cache=self.run.cache, points=points)
-        return ScanDataset(self.dataset, split, train=False, limit=self.run.tile, cache=self.run.cache)
+            return ScanDataset(self.dataset, split, seed=self.run.seed, cache=cache, points=points, workers=workers)
+        return ScanDataset(self.dataset, split, train=False, limit=self.run.tile, cache=cache, workers=workers)
 
     def draw(self, items: ScanDataset, index: int, rng: np.random.Generator) -> Sample:
         transform = TRAIN_TRANSFORMS[self.run.transform](self.dataset.voxel, self.run.points)
