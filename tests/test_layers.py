@@ -22,7 +22,8 @@ LAYER = {
 SIDEWAYS = {
     ("point", "errors"), ("ops", "point"), ("ops", "tokens"), ("ops", "errors"), ("files", "errors"),
     ("metrics_video", "metrics"), ("align", "analysis"),
-    ("domains", "run"), ("domains", "analysis"), ("train", "domains"), ("evaluate", "domains"), ("predict", "domains"),
+    ("domains", "run"), ("domains", "analysis"), ("domains", "align"),
+    ("train", "domains"), ("evaluate", "domains"), ("predict", "domains"),
     ("train", "run"), ("train", "checkpoint"), ("train", "optim"),
     ("checkpoint", "run"), ("evaluate", "run"), ("evaluate", "predict"), ("evaluate", "analysis"),
     ("predict", "run"), ("analysis", "run"),

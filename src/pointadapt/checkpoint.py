@@ -28,7 +28,8 @@ from pointadapt.errors import UserError
 from pointadapt.files import write_bytes, write_text
 from pointadapt.run import Run
 
-MADE_BY_TRAINING = ("run.json", "result.json", "metrics.jsonl", "adapter", "state", "tensorboard")
+ALIGNED = ("align.json", "align.safetensors")  # Stage 1 of PointATA, done (domains/alignment.py)
+MADE_BY_TRAINING = (*ALIGNED, "run.json", "result.json", "metrics.jsonl", "adapter", "state", "tensorboard")
 MADE_AFTERWARDS = ("evaluation.json", "report.html")
 
 
@@ -54,8 +55,17 @@ def check_folder(run: Run, resume: bool, overwrite: bool) -> None:
         if (out / "run.json").exists() and not overwrite:
             raise UserError(f"{out} holds a run already: --resume goes on with it, --overwrite starts it afresh")
         return
-    if not (out / "state" / "state.pt").is_file():
+    if not can_resume(out):
         raise UserError(f"{out} holds no saved state to resume: start it with --overwrite")
+
+
+def has_state(out: Path) -> bool:
+    return (out / "state" / "state.pt").is_file()
+
+
+def can_resume(out: Path) -> bool:
+    """Whether a killed run left anything to go on from: a state of training, or at least a finished Stage 1."""
+    return has_state(out) or all((out / name).is_file() for name in ALIGNED)
 
 
 def check_resumable(run: Run, started: Run) -> None:

@@ -78,7 +78,9 @@ def evaluate(
     write_text(run.folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
     title = f"{run.method} on {run.data.resolve().name}: {split}"
     notes = [f"Augmentation in training: {domain.run.transform}. {selection}", *found.notes]
-    write_report(run.folder / "report.html", title, [Result.from_run(run.folder)], found.scenes, notes=notes)
+    write_report(
+        run.folder / "report.html", title, [Result.from_run(run.folder)], found.scenes, "", notes, found.pictures
+    )
     return result
 
 

@@ -127,7 +127,27 @@ ACTION = Kind(
     views=0,
     recipe={**VIDEO, "smoothing": 0.1},
 )
-KINDS = {kind.name: kind for kind in (SCENES, CLASSIFICATION, PARTS, ACTION)}
+ACTION_SEGMENTATION = Kind(
+    name="action_segmentation",
+    domain="pointadapt.domains.video_segments:FrameActions",
+    scores={"frame_accuracy": "frame acc.", "edit": "edit", "f1_10": "F1@10", "f1_25": "F1@25", "f1_50": "F1@50"},
+    per_class={"accuracy": "accuracy"},
+    sources="videos",
+    counted="frames",
+    views=0,
+    recipe={**VIDEO, "batch_size": 8},
+)
+VIDEO_SEGMENTATION = Kind(
+    name="video_segmentation",
+    domain="pointadapt.domains.video_segments:PointClasses",
+    scores={"miou": "mIoU", "macc": "mAcc", "allacc": "allAcc"},
+    per_class={"iou": "IoU", "recall": "recall"},
+    sources="videos",
+    counted="points",
+    views=0,
+    recipe={**VIDEO, "batch_size": 8, "lr": 1e-3, "head_lr": 1e-3, "backbone_lr": 1e-3},
+)
+KINDS = {kind.name: kind for kind in (SCENES, CLASSIFICATION, PARTS, ACTION, ACTION_SEGMENTATION, VIDEO_SEGMENTATION)}
 
 
 def kind_of(path: Path | str) -> str:

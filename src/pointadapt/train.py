@@ -25,7 +25,16 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pointadapt.checkpoint import Log, Progress, check_folder, check_resumable, clear_folder, load_state, save
+from pointadapt.checkpoint import (
+    Log,
+    Progress,
+    check_folder,
+    check_resumable,
+    clear_folder,
+    has_state,
+    load_state,
+    save,
+)
 from pointadapt.data.transforms import Sample
 from pointadapt.domains.domain import Asked, Domain, open_domain
 from pointadapt.domains.models import build_model
@@ -97,12 +106,15 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
     check_trained(model, groups)
     optimizer = make_optimizer(groups)
     schedule = make_schedule(optimizer, run.steps, run.schedule, run.warmup)
-    model, optimizer = accelerator.prepare(model, optimizer)
-
-    now = load_state(out, accelerator, model, optimizer, schedule) if resume else Progress()
+    model = model.to(accelerator.device)
     if accelerator.is_main_process and not resume:
         clear_folder(out)
         run.save(domain.dataset)
+    accelerator.wait_for_everyone()
+    aligned = domain.first_stage(model, resume, accelerator.is_main_process)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    now = load_state(out, accelerator, model, optimizer, schedule) if resume and has_state(out) else Progress()
     log = Log(out, now.step) if accelerator.is_main_process else None
     started = time.perf_counter() - now.seconds
     loaded = iter(batches.loader(start=now.step))
@@ -144,7 +156,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
             show(now)
     if log:
         log.close()
-    return finish(run, accelerator, model, now)
+    return finish(run, accelerator, model, now, aligned)
 
 
 def judge(now: Progress, run: Run) -> None:
@@ -246,7 +258,9 @@ def progress_bar(run: Run, now: Progress, shown: bool) -> Iterator[Any]:
         yield show
 
 
-def finish(run: Run, accelerator: Accelerator, model: nn.Module, now: Progress) -> dict[str, Any]:
+def finish(
+    run: Run, accelerator: Accelerator, model: nn.Module, now: Progress, aligned: dict[str, Any] | None
+) -> dict[str, Any]:
     """The result, also written to result.json."""
     bare = accelerator.unwrap_model(model)
     result = {
@@ -264,6 +278,7 @@ def finish(run: Run, accelerator: Accelerator, model: nn.Module, now: Progress) 
         "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        **({"align": aligned} if aligned else {}),
     }
     if accelerator.is_main_process:
         write_text(run.folder / "result.json", json.dumps(result, indent=2) + "\n")

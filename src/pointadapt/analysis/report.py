@@ -107,12 +107,13 @@ def write_report(
     scenes: Sequence[Mapping[str, Any]] = (),
     lead: str = "",
     notes: Sequence[str] = (),
+    pictures: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write the page to ``path`` (atomically) and return it.
 
     scenes  keyword arguments of :func:`~pointadapt.analysis.scene.scene_html`: name, coord [N, 3], color, segment,
             predicted (labels [N], or name -> labels), classes
-    lead    a sentence under the title; ``notes`` at the foot
+    lead    a sentence under the title; ``notes`` at the foot; ``pictures``: titles with inline SVG
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
@@ -123,6 +124,7 @@ def write_report(
     for heading, content in (
         ("Results", _table(groups)),
         (kind.sources.capitalize(), "".join(scene_html(**scene) for scene in scenes)),
+        ("Timelines", "".join(f'<div class="card"><h3>{html.escape(name)}</h3>{svg}</div>' for name, svg in pictures)),
         ("Training", _curves(groups)),
         (_per_class_heading(kind), _per_class(groups, _per_class_heading(kind))),
         ("Confusions", _confusions(groups)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,36 @@ def draw_timeline(
     with written(file) as temporary:
         figure.savefig(temporary, dpi=110)
     return Path(file)
+
+
+def bands(labels: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> str:
+    """Inline SVG: name -> class index of each frame [F] (-1: none) as coloured bands over each other, and a legend."""
+    left, wide, tall = 80, 680, 22
+    count = max(len(values) for values in labels.values())
+    parts, seen = [], set[int]()
+    for row, (name, values) in enumerate(labels.items()):
+        top = row * (tall + 4)
+        parts.append(f'<text class="name" x="{left - 8}" y="{top + 16}" text-anchor="end">{html.escape(name)}</text>')
+        for start, end in runs(np.asarray(values)):
+            label = int(values[start])
+            seen.add(label)
+            told = f"{classes[label] if label >= 0 else 'not labelled'}, frames {start} to {end - 1}"
+            x, width = left + start / count * wide, (end - start) / count * wide
+            parts.append(
+                f'<rect x="{x:.2f}" y="{top}" width="{width:.2f}" height="{tall}" fill="{tint(label)}">'
+                f"<title>{html.escape(told)}</title></rect>"
+            )
+    height = len(labels) * (tall + 4)
+    legend = "".join(
+        f'<span><span class="key" style="background:{tint(label)}"></span>{html.escape(classes[label])}</span>'
+        for label in sorted(seen - {-1})
+    )
+    size = f'viewBox="0 0 {left + wide} {height}" style="max-width:{left + wide}px"'
+    return f'<svg {size} role="img" aria-label="timeline">{"".join(parts)}</svg><div class="keys">{legend}</div>'
+
+
+def tint(label: int) -> str:
+    return "#969696" if label < 0 else "#{:02x}{:02x}{:02x}".format(*PALETTE[label % len(PALETTE)])
 
 
 def bins(values: NDArray[Any], count: int) -> NDArray[Any]:

@@ -68,12 +68,13 @@ def compare(
 
 def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
     """A trial is scored on validation data, a final run on the test split."""
+    from pointadapt.checkpoint import can_resume
     from pointadapt.evaluate import evaluate
     from pointadapt.train import train
 
     if cell.is_trial:
         run.select = "val"
-    resume = (run.folder / "state" / "state.pt").is_file()
+    resume = can_resume(run.folder)
     result = train(run, resume=resume, overwrite=not resume)
     headline = run.of_kind.headline
     about = {"seconds": result["seconds"], "steps": result["steps"], "threads": result["threads"],

@@ -49,12 +49,14 @@ class Asked:
 @dataclass
 class Found:
     """What an evaluation found: ``scores`` go into metrics.jsonl, with ``details`` into evaluation.json; ``scenes`` are
-    keyword arguments of analysis.scene.scene_html, ``notes`` sentences at the foot of the report."""
+    keyword arguments of analysis.scene.scene_html, ``pictures`` titles with inline SVG, ``notes`` sentences at the foot
+    of the report."""
 
     scores: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
     scenes: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Domain(ABC):
@@ -113,6 +115,11 @@ class Domain(ABC):
             return split
         if split == "test":
             raise UserError(f"select is test, but {self.dataset.file} lists no test split: use val or last")
+        return None
+
+    def first_stage(self, model: Any, resume: bool, is_main: bool) -> dict[str, Any] | None:
+        """Called before training with the model in place: what the method does first; returns what result.json says of
+        it, under "align". With ``resume`` it takes from the run folder what is there; ``is_main`` writes there."""
         return None
 
     # ------------------------------------------------------------------ what a kind brings

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pointadapt.data.video_files import Video
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.videos import videos_at
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import write_bytes, write_text
 
 TABLE, PICTURE = ".csv", ".png"
 
@@ -63,6 +65,18 @@ def write_table(file: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]
     table.writerow(heading)
     table.writerows(rows)
     write_text(file, text.getvalue())
+
+
+def write_ply(file: Path, coord: np.ndarray, classes: np.ndarray, confidence: np.ndarray) -> None:
+    """x y z class confidence of [N] points as a binary little-endian PLY."""
+    types = [*((axis, "<f4") for axis in "xyz"), ("class", "<i4"), ("confidence", "<f4")]
+    rows = np.empty(len(coord), types)
+    for axis, values in zip("xyz", coord.T, strict=True):
+        rows[axis] = values
+    rows["class"], rows["confidence"] = classes, confidence
+    properties = [f"property {'int' if kind == '<i4' else 'float'} {name}" for name, kind in types]
+    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}", *properties, "end_header", ""]
+    write_bytes(file, "\n".join(head).encode() + rows.tobytes())
 
 
 def picture_of(table: Path) -> Path:

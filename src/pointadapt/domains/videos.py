@@ -6,6 +6,7 @@ sees a random clip of each video per epoch; evaluation and prediction see all cl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pointadapt.data.video_files import Video
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.video_transforms import VIDEO_TRANSFORMS
 from pointadapt.data.videos import VideoItems, collate_videos
+from pointadapt.domains import alignment
 from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, gathered, give_back_memory, process
 from pointadapt.domains.video_outputs import TABLE, picture_of, video_jobs, write_table
 from pointadapt.errors import UserError
@@ -94,6 +96,9 @@ class Videos(Domain):
     def collate(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, Any]:
         return collate_videos(samples)
 
+    def first_stage(self, model: nn.Module, resume: bool, is_main: bool) -> dict[str, Any] | None:
+        return alignment.first_stage(model, self, resume, is_main)
+
     # ------------------------------------------------------------------ clip by clip
 
     @torch.inference_mode()
@@ -114,6 +119,11 @@ class Videos(Domain):
             yield rows, batch, self.logits(model, batch, device)
             show(min(first + self.run.batch_size, len(share)) / len(share), None)
             give_back_memory()
+
+    def notes(self, items: VideoItems) -> list[str]:
+        """For the report: what was done to short videos, and what Stage 1 did."""
+        told = self.run.folder / alignment.LOG
+        return [*items.notes, *([alignment.in_words(json.loads(told.read_text()))] if told.is_file() else [])]
 
     def check_asked(self, asked: Asked) -> None:
         if asked.corruption:
@@ -173,7 +183,7 @@ class Actions(Videos):
             "video_accuracy_all": votes.scores(everything)["video_accuracy"],
             "dropped": [video.name for video in items.dropped],
         }
-        return Found(scores, details, self.worst(votes, items, shown), items.notes)
+        return Found(scores, details, self.worst(votes, items, shown), self.notes(items))
 
     def worst(self, votes: ClipVotes, items: VideoItems, shown: int) -> list[dict[str, Any]]:
         """Frames of the first clips of the videos that are most surely wrong, for the report."""

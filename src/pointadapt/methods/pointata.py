@@ -80,8 +80,8 @@ class PointATAConfig(AdapterConfig):
     align: str = field(
         default="none",
         metadata={
-            "help": "Stage 1, before training: align the PAE to procedural objects (shapes), or to a folder of labelled "
-            "shapes; or none. For pointadapt adapt and pa.train; see pointadapt.align for more choices."
+            "help": "Stage 1, before training: align the PAE to procedural shapes (procedural), to a folder of "
+            "labelled shapes, or none. For pointadapt adapt and pa.train; pointadapt.align has more choices."
         },
     )
     align_epochs: int = field(default=50, metadata={"help": "Most epochs of Stage 1 (inferred)."})
