@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import pointadapt as pa
+from moving import action_set, write_video
 from pointadapt.backbones.point_gpt import PointGPT
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
 from pointadapt.backbones.recon import ReCon
+from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt, load_adapted
 from pointadapt.methods.pae import OFFSETS, PAE, tube_of
@@ -355,11 +357,14 @@ def test_windows_without_adapters_need_no_margin():
     torch.testing.assert_close(logits(model, point), logits(whole, point))
 
 
-def test_reload(tmp_path):
+def test_reload(tmp_path, capsys):
     point = video()
     model = stirred(adapted())
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(load_adapted(task(), tmp_path), point), logits(model, point))
+    again = load_adapted(task(), tmp_path)
+    assert torch.equal(logits(again, point), logits(model, point))
+    again.print_trainable_parameters()
+    assert "stage 1: 18,784" in capsys.readouterr().out
     with pytest.raises(UserError, match="other backbone weights"):
         other = task()
         other.backbone.tokenizer.pos[0].weight.data += 1
@@ -379,3 +384,15 @@ def test_refusals():
     for options in ({"pae": "big"}, {"kernel": 2}, {"stride": 3}, {"rank": 0}, {"sce": "all"}, {"follow": "me"}):
         with pytest.raises(UserError):
             PointATAConfig(**options)
+
+
+def test_where_a_clip_is_and_how_large_does_not_matter(tmp_path):
+    """Clips are normalised as a whole: the same videos shifted and scaled in their files give the same logits."""
+    found = []
+    for name, factor, shift in (("here", 1.0, 0.0), ("there", 16.0, 64.0)):  # exact in float32
+        frames = [factor * c.coord.numpy() + shift for c in video(1).split()]
+        write_video(tmp_path / name / "test" / "left" / "a", frames)
+        videos = action_set(tmp_path / name, frames=FRAMES, points=POINTS, splits={"test": ["test"]})
+        (clip,) = VideoItems(videos, "test", train=False)
+        found.append(logits(stirred(adapted()), collate_videos([clip])["point"]))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)

@@ -170,6 +170,23 @@ def test_a_method_may_choose_what_is_read():
             adapted.get_base_model().read_from(["cls"])
 
 
+@pytest.mark.parametrize("method", [m for m, c in METHODS.items() if "tokens" in c.works_on])
+def test_every_method_works_frame_by_frame(method):
+    point = video(2, 3, 32)
+    options = {"width": 12, "groups": 4, "neighbors": 4} if method == "appt" else {}
+    for kind in TASKS:
+        torch.manual_seed(0)
+        model = adapt(kind(net(), 5), METHODS[method](**options))
+        found = model(point)
+        target = torch.zeros(found.shape[:-1], dtype=torch.long)
+        model.get_base_model().loss(found, target).backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        model.eval()
+        one, two = (packed([c.coord for c in point.split()[3 * i : 3 * i + 3]], 3) for i in (0, 1))
+        alone = torch.cat([logits(model, one), logits(model, two)])
+        torch.testing.assert_close(alone, logits(model, point), atol=1e-5, rtol=1e-4)
+
+
 def pairs(first: int, count: int):
     """Clips of "move right" and the same backwards ("move left"), centred and scaled as clips are; labels 0 and 1."""
     coord = torch.stack([torch.from_numpy(clip(first + i // 2, i % 2, FRAMES, POINTS)) for i in range(2 * count)])

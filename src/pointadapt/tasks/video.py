@@ -49,14 +49,14 @@ class VideoClassification(VideoTask):
         super().__init__(backbone, classes, chunk, weights)
         if head not in ("mlp", "linear"):
             raise UserError(f"head must be one of mlp, linear, not {head!r}")
-        self.kind, self.smoothing, self.dropout = head, smoothing, dropout
+        self.head_kind, self.smoothing, self.dropout = head, smoothing, dropout
         self.read_from(read or backbone.reads)
 
     def read_from(self, parts: Sequence[str]) -> None:
         """Build a new head that reads these. Raises UserError when an adapter has trained another head already."""
         if "head" in self._modules and tuple(parts) == self.read:
             return
-        self.new_head(parts, lambda c, fp: ClipHead(self.kind, c, len(self.classes), fp, self.dropout))
+        self.new_head(parts, lambda c, fp: ClipHead(self.head_kind, c, len(self.classes), fp, self.dropout))
 
     def forward(self, point: Point) -> Tensor:
         return self.head(self.frames(point).mean(1))
