@@ -8,8 +8,11 @@ from pointadapt.analysis.describe import backbone_kind, describe_checkpoint
 from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 from pointadapt.backbones.weights import load_backbone, save_backbone
 from pointadapt.errors import UserError
+from pointadapt.evaluate import evaluate
 from pointadapt.point import Point, collate
+from pointadapt.train import train
 from scenes import cloud
+from tiny_runs import tiny_run
 
 
 def test_count_is_the_published_one():
@@ -89,3 +92,15 @@ def test_what_a_user_gets_wrong(tmp_path):
         load_backbone(tmp_path / "other.pth", config="sparse-unet")
     with pytest.raises(ValueError, match="enc_layers"):
         SparseUNetConfig(enc_layers=(2, 2))
+
+
+@pytest.mark.parametrize("method", ["gem", "convlora"])
+def test_adapts_and_scores_scans_as_any_backbone(method, tmp_path):
+    save_backbone(tiny("unet").backbone, tmp_path / "unet.safetensors")
+    run = tiny_run(tmp_path, backbone=str(tmp_path / "unet.safetensors"), method=method)
+    result = train(run)
+    assert result["steps"] == 6 and result["parameters"]["trained_without_head"] > 0
+    scored = evaluate(run.out)
+    assert 0 < scored["allacc"] <= 1 and evaluate(run.out)["confusion"] == scored["confusion"]
+    with pytest.raises(UserError, match="on convolutions use method convlora"):
+        train(tiny_run(tmp_path, backbone=run.backbone, method="lora", out=tmp_path / "other"))
