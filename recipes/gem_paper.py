@@ -6,7 +6,7 @@ from typing import Any
 SETTINGS: dict[str, Any] = dict(
     backbone="sonata", epochs=100, batch_size=24, points=102_400, lr=2e-3, head_lr=2e-3, backbone_lr=2e-4,
     weight_decay=0.02, clip=3.0, schedule="onecycle", warmup=0.05, drop_path=True, mix3d=0.8, precision="fp16",
-    num_workers=8, eval_every=500, tta=13,
+    num_workers=8, eval_every=500, tta=13, tile=1_000_000,
 )  # fmt: skip
 #: Rows by name -> method and options whose number of weights fits the printed one (specs, gem 3).
 METHODS: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from typing import Any
 SETTINGS: dict[str, Any] = dict(
     backbone="sonata", batch_size=4, points=102_400, lr=1e-4, head_lr=1e-3, backbone_lr=1e-4, weight_decay=0.01,
     clip=3.0, schedule="onecycle", warmup=0.05, drop_path=True, mix3d=0.8, precision="fp16", num_workers=8,
-    eval_every=2_402, tta=13,
+    eval_every=2_402, tta=13, tile=1_000_000,
 )  # fmt: skip
 #: Rows by name -> method and options whose number of weights fits the printed one (specs, pointtpa 3 and 7).
 METHODS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,6 @@ from gem_paper import FROM_SCANNET, GUESSED, METHODS, SETTINGS
 from recipe import Recipe, arguments, row, score
 
 import pointadapt as pa
-from pointadapt.evaluate import pool
 
 RECIPE = Recipe(
     "GEM on S3DIS 6-fold",
@@ -40,4 +39,4 @@ if __name__ == "__main__":
     made = runs(given.method, given.data, out=given.out, seed=given.seed, grad_accum=given.grad_accum)
     for run in made:
         score(run, given.resume)
-    print(RECIPE.told(given.method, pool([run.folder for run in made])))
+    print(RECIPE.told(given.method, pa.pool([run.folder for run in made])))

@@ -65,6 +65,7 @@ PUBLIC = {
     "Run": "pointadapt.run",
     "train": "pointadapt.train",
     "evaluate": "pointadapt.evaluate",
+    "pool": "pointadapt.evaluate",
     "predict": "pointadapt.predict",
 }
 __all__ = [*PUBLIC, "__version__"]  # noqa: PLE0604

@@ -111,7 +111,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.data.resolve().name}-{Path(self.backbone).stem}-{self.method}"
+        data = self.data.resolve()  # a folder, or one of several yaml files in it
+        name = f"{data.parent.name}-{data.stem}" if data.suffix in (".yaml", ".yml") else data.name
+        return f"{name}-{Path(self.backbone).stem}-{self.method}"
 
     def check(self) -> None:
         """Raises UserError naming the first field that makes no sense."""

@@ -14,6 +14,7 @@ from pointadapt.data.loader import ScanDataset
 from pointadapt.data.scans import DataSet
 from pointadapt.data.transforms import TRAIN_TRANSFORMS, eval_transform
 from pointadapt.errors import UserError
+from pointadapt.run import Run
 from scene_layouts import (
     POINTS,
     WRITERS,
@@ -94,7 +95,7 @@ def test_scannetpp_keeps_all_labels_for_scoring_and_learns_the_first(tmp_path):
 
 
 def test_areas_of_s3dis(tmp_path, capsys):
-    folder = write_s3dis(tmp_path)
+    folder = write_s3dis(tmp_path / "s3dis")
     dataset = opened(folder, "s3dis")
     assert dataset.splits == {"train": ("Area_1", "Area_2", "Area_3", "Area_4", "Area_6"), "val": ("Area_5",)}
     assert dataset.transform == "s3dis" and len(dataset.paths("train")) == 5
@@ -104,6 +105,7 @@ def test_areas_of_s3dis(tmp_path, capsys):
     for area in range(1, 7):
         fold = DataSet.open(folder / f"Area_{area}.yaml")
         tested += fold.paths("val")
+        assert fold.file.name == f"Area_{area}.yaml" and Run(fold.file).folder.name == f"s3dis-Area_{area}-nano-gem"
         assert len(fold.paths("train")) == 5 and not set(fold.paths("train")) & set(fold.paths("val"))
     assert len(set(tested)) == 6
     (files,) = init_benchmark(folder, find_benchmark(folder, "s3dis", "Area_2"), overwrite=True)

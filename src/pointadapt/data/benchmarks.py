@@ -256,8 +256,13 @@ def find_benchmark(folder: Path | str, layout: str | None = None, variant: str |
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    found = None
     if layout is None:
-        layout = next((name for name, known in BENCHMARKS.items() if known.find(folder, variant) is not None), None)
+        for name, known in BENCHMARKS.items():
+            found = known.find(folder, variant)
+            if found is not None:
+                layout = name
+                break
         if layout is None:
             return None
     if layout not in BENCHMARKS:
@@ -265,7 +270,7 @@ def find_benchmark(folder: Path | str, layout: str | None = None, variant: str |
     known = BENCHMARKS[layout]
     if variant is not None and layout != "s3dis":
         raise UserError(f"there are no variants of {known.title}: leave the variant out")
-    found = known.find(folder, variant)
+    found = found or known.find(folder, variant)
     if found is None:
         raise UserError(f"{folder}: not laid out as {known.title}: it needs {known.wanted}{elsewhere(folder, known)}")
     return named(layout, found)

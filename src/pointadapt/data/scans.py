@@ -22,6 +22,8 @@ from pointadapt.errors import UserError
 from pointadapt.kinds import YAML
 
 SPLITS = ("train", "val", "test")
+#: Fields that say where a data set lies; they are no keys of the yaml.
+PLACES = ("folder", "yaml_file")
 NORMALS = ("file", "estimate", "none")
 #: Matrices that bring a file's axes to x east, y north, z up, all without mirroring.
 UP = {
@@ -47,6 +49,7 @@ class DataSet:
     transform    training transforms: a name of TRAIN_TRANSFORMS
     groups       name -> classes whose mean IoU is told apart (head, common and tail of ScanNet200)
     top_k        points may have several labels; evaluation adds IoU where any of the k most probable classes counts
+    yaml_file    the file it was read from, for messages
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class DataSet:
     transform: str = "indoor"
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     top_k: int | None = None
+    yaml_file: Path | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path | str) -> DataSet:
@@ -78,7 +82,7 @@ class DataSet:
             content = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
-        dataset = cls.from_dict(content, file.parent, file)
+        dataset = replace(cls.from_dict(content, file.parent, file), yaml_file=file)
         for split in dataset.splits:
             for scan in dataset.paths(split):
                 if not scan.exists():
@@ -96,7 +100,7 @@ class DataSet:
                 f"{file}: `task: {content['task']}` makes it a data set of single objects, this works on scenes; "
                 f"from Python read it with open_dataset, or remove `task` if these are scenes"
             )
-        known = {f.name: f.type for f in fields(cls) if f.name != "folder"}
+        known = {f.name: f.type for f in fields(cls) if f.name not in PLACES}
         for key in content:
             if key not in known:
                 close = difflib.get_close_matches(str(key), known, 1)
@@ -117,14 +121,14 @@ class DataSet:
         return dataset
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the folder, in types that JSON and YAML know; JSON turns the ids of classes into strings."""
-        values = {k: v for k, v in asdict(self).items() if k != "folder"}
+        """All but where it lies, in types that JSON and YAML know; JSON turns the ids of classes into strings."""
+        values = {k: v for k, v in asdict(self).items() if k not in PLACES}
         lists = {key: {k: list(v) for k, v in values[key].items()} for key in ("splits", "groups")}
         return {**values, "ignore": list(self.ignore), **lists}
 
     @property
     def file(self) -> Path:
-        return self.folder / YAML
+        return self.yaml_file or self.folder / YAML
 
     @property
     def voxel(self) -> float:
