@@ -16,6 +16,7 @@ from pointadapt.analysis.distance import (
     shape_features,
 )
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
+from pointadapt.backbones.weights import load_backbone
 from pointadapt.errors import UserError
 
 
@@ -123,4 +124,4 @@ def test_what_has_no_distance_is_said(tmp_path, backbone):
     with pytest.raises(UserError):
         shape_features(backbone, scenes)
     with pytest.raises(UserError, match="no patch tokens"):
-        distance(place, place, backbone="nano")
+        shape_features(load_backbone("nano"), place)

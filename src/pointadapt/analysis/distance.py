@@ -35,7 +35,7 @@ At = Literal["embedder", "output"]
 
 
 class Features(NamedTuple):
-    """Features [n, D] of n shapes and the names of their classes."""
+    """Features [n, D] of n samples and the names of their classes."""
 
     features: Tensor
     labels: list[str]
@@ -121,9 +121,10 @@ def distance(
     how: Transport = DEFAULT,
     picture: Path | str | None = None,
 ) -> Distance:
-    """Of two folders of shapes with a dataset.yaml, through one backbone; ``picture``: a PNG of the label distances.
+    """Of two folders with a dataset.yaml, through one backbone; ``picture``: a PNG of the label distances.
 
-    At most 2 ``limit`` shapes of A are read and ``limit`` of B, class-balanced. Raises UserError for folders of scenes.
+    What a sample of shapes, videos and scenes is: analysis/folder_features.py. At most 2 ``limit`` samples of A are
+    taken and of B, class-balanced. Raises UserError for a backbone that cannot read what a folder holds.
     """
     extract = embedder(backbone, 2 * limit, split, at, seed)
     a, b = extract(folder_a), extract(folder_b)
@@ -138,13 +139,16 @@ def distance(
 def embedder(
     backbone: str | Backbone, limit: int = 1000, split: str = "train", at: At = "embedder", seed: int = 0
 ) -> Extractor:
-    """A function from a folder of shapes to the features that a backbone (or its name) gives them."""
+    """A function from a folder to the features that a backbone (or its name) gives its samples."""
+    loaded: list[Backbone] = []
 
     def extract(folder: Any) -> Features:
+        from pointadapt.analysis.folder_features import folder_features
         from pointadapt.backbones.weights import load_backbone
 
-        model = load_backbone(backbone) if isinstance(backbone, str) else backbone
-        return shape_features(model, folder, limit, split, at, seed)
+        if not loaded:
+            loaded.append(load_backbone(backbone) if isinstance(backbone, str) else backbone)
+        return folder_features(loaded[0], folder, limit, split, at, seed)
 
     return extract
 
