@@ -67,6 +67,18 @@ def test_it_depends_on_its_seed_alone():
     assert other.distance != first.distance
 
 
+def test_a_step_may_look_at_some_tokens():
+    samples, labels, *source = toy()
+    short = dict(epochs=3, steps=5, subset=60, source_batch=64)
+    part = align(fresh(), samples, labels, *source, Align(**short, tokens=2))
+    every = align(fresh(), samples, labels, *source, Align(**short))
+    assert part.distance[0] == every.distance[0] and part.distance[-1] < 0.9 * part.distance[0]
+    assert part.distance[1:] != every.distance[1:]
+    assert align(fresh(), samples, labels, *source, Align(**short, tokens=4)).distance == every.distance
+    with pytest.raises(UserError, match="tokens"):
+        Align(tokens=0)
+
+
 def test_it_stops_when_nothing_changes():
     samples, labels, *source = toy()
     still = Align(epochs=9, steps=1, subset=60, source_batch=64, lr=1e-9, last_lr=1e-9)

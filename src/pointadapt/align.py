@@ -43,6 +43,7 @@ class Align:
     epochs, steps AdamW for at most so many epochs of so many steps, a cosine from ``lr`` to ``last_lr``
     clip          largest norm of a step's gradient
     per_class     samples of each target class in a step
+    tokens        tokens of each sample that a step looks at, drawn at random; None: all. Reports always look at all
     source_batch  source samples in a step; a mini-batch's distance lies above the sets' own, the more the smaller it is
     subset        samples of source and target in the fixed subset that progress is reported on
     tolerance     stop once the subset's distance changes by less than this share over ``patience`` epochs
@@ -57,6 +58,7 @@ class Align:
     weight_decay: float = 0.05
     clip: float = 1.0
     per_class: int = 4
+    tokens: int | None = None
     source_batch: int = 256
     subset: int = 400
     tolerance: float = 0.01
@@ -68,6 +70,8 @@ class Align:
         if self.objective not in ("full", "classwise"):
             raise UserError(f'Align.objective must be "full" or "classwise", not {self.objective!r}')
         small = [name for name in ("epochs", "steps", "per_class", "patience") if getattr(self, name) < 1]
+        if self.tokens is not None and self.tokens < 1:
+            small.append("tokens")
         if small or self.source_batch < 2 or self.subset < 2:
             raise UserError(f"Align.{(small or ['source_batch and subset'])[0]} is too small: see its docstring")
 
@@ -135,8 +139,12 @@ def align(
     fixed = whole.batch(how.subset, how.seed)
     shown = torch.from_numpy(balanced(names, how.subset, how.seed))
 
-    def feature(rows: Tensor) -> Tensor:
-        return pae(samples[rows].to(device, torch.float32)).mean(1)
+    def feature(rows: Tensor, seed: int | None = None) -> Tensor:
+        picked = samples[rows]
+        if seed is not None and how.tokens is not None and how.tokens < picked.shape[1]:
+            draw = np.random.default_rng(seed).permutation(picked.shape[1])[: how.tokens]
+            picked = picked[:, torch.from_numpy(draw)]
+        return pae(picked.to(device, torch.float32)).mean(1)
 
     @torch.no_grad()
     def seen() -> Tensor:
@@ -158,7 +166,7 @@ def align(
             batch = whole.batch(how.source_batch, draw)
             measure = batch.distance if how.objective == "full" else batch.classwise
             optimizer.zero_grad(set_to_none=True)
-            measure(feature(torch.from_numpy(rows)), names[rows]).backward()
+            measure(feature(torch.from_numpy(rows), draw), names[rows]).backward()
             nn.utils.clip_grad_norm_(pae.parameters(), how.clip)
             optimizer.step()
             schedule.step()
