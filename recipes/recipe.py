@@ -10,6 +10,8 @@ A figure of ours goes into a row's ``here`` when somebody has run it in full; un
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,15 @@ def score(run: pa.Run, resume: bool) -> dict[str, Any]:
     return pa.evaluate(run, absent=ABSENT)
 
 
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """What the user can mend ends the program with a sentence, not with a traceback."""
+    try:
+        yield
+    except pa.UserError as error:
+        raise SystemExit(str(error)) from None
+
+
 def main(recipe: Recipe, text: str | None) -> None:
     """The command line of a recipe."""
     given = arguments(recipe, text)
@@ -96,5 +107,6 @@ def main(recipe: Recipe, text: str | None) -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     for sentence in recipe.guessed:
         print(f"note: {sentence}")
-    run = recipe.run(given.method, given.data, **changes)
-    print(recipe.told(given.method, score(run, given.resume)))
+    with in_one_sentence():
+        run = recipe.run(given.method, given.data, **changes)
+        print(recipe.told(given.method, score(run, given.resume)))

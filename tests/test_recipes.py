@@ -1,6 +1,8 @@
 """Recipes: each builds Runs that are accepted, with the paper's figures beside; one is run on tiny data."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +118,11 @@ def test_numbers_of_weights_are_the_printed_ones(paper, printed):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
         digits = 1 if millions >= 1 and paper == "gem_paper" else 2
         assert round(trained, digits) == millions, name
+
+
+def test_what_the_user_can_mend_is_one_sentence(tmp_path):
+    for name in ("scannet_gem", "s3dis_6fold_gem"):
+        command = [sys.executable, str(FOLDER / f"{name}.py"), str(tmp_path / "nowhere")]
+        source = {"PYTHONPATH": str(FOLDER.parent / "src")}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **source})
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
