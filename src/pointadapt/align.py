@@ -111,7 +111,7 @@ class Alignment:
 
 def align(
     pae: nn.Module,
-    samples: Any,
+    samples: Tensor,
     labels: Any,
     source_features: Any,
     source_labels: Any,
@@ -121,8 +121,7 @@ def align(
     """Train ``pae`` in place until its mean tokens of the samples lie as the source's features do.
 
     pae      a trainable :class:`~pointadapt.methods.pae.PAE` or NewEmbed (``new_pae``)
-    samples  what :func:`observe` gives: a tensor [S, m, ...], or anything with a length that gives such rows for an
-             index tensor. A sample's feature is the mean over its m tokens
+    samples  what :func:`observe` gives, [S, m, ...]; a sample's feature is the mean over its m tokens
     labels   S labels; source_features [n, D] with n labels. The two sets may share no class
     log      called after each epoch with epoch, distance and lr
     Depends on its arguments alone: batches are drawn by ``how.seed``. Raises UserError for sets without classes.
@@ -140,10 +139,11 @@ def align(
     shown = torch.from_numpy(balanced(names, how.subset, how.seed))
 
     def feature(rows: Tensor, seed: int | None = None) -> Tensor:
-        picked = samples[rows]
-        if seed is not None and how.tokens is not None and how.tokens < picked.shape[1]:
-            draw = np.random.default_rng(seed).permutation(picked.shape[1])[: how.tokens]
-            picked = picked[:, torch.from_numpy(draw)]
+        if seed is not None and how.tokens is not None and how.tokens < samples.shape[1]:
+            draw = np.random.default_rng(seed).permutation(samples.shape[1])[: how.tokens]
+            picked = samples[rows[:, None], torch.from_numpy(draw)]
+        else:
+            picked = samples[rows]
         return pae(picked.to(device, torch.float32)).mean(1)
 
     @torch.no_grad()
