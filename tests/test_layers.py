@@ -16,7 +16,7 @@ LAYER = {
     "tasks": 2, "data": 2, "metrics": 2, "metrics_video": 2,
     "run": 3, "checkpoint": 3, "optim": 3, "domains": 3, "train": 3, "evaluate": 3, "predict": 3, "analysis": 3,
     "align": 3,
-    "compare": 4, "demo": 4, "cli": 5, "__main__": 6,
+    "compare": 4, "demo": 4, "demo_video": 4, "cli_tools": 4, "cli": 5, "__main__": 6,
 }  # fmt: skip
 #: Imports inside one layer; never both ways.
 SIDEWAYS = {
@@ -26,7 +26,7 @@ SIDEWAYS = {
     ("train", "domains"), ("evaluate", "domains"), ("predict", "domains"),
     ("train", "run"), ("train", "checkpoint"), ("train", "optim"),
     ("checkpoint", "run"), ("evaluate", "run"), ("evaluate", "predict"), ("evaluate", "analysis"),
-    ("predict", "run"), ("analysis", "run"),
+    ("predict", "run"), ("analysis", "run"), ("demo_video", "demo"),
 }  # fmt: skip
 
 
