@@ -201,7 +201,10 @@ def test_charts_are_well_formed_and_true():
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in ElementTree.fromstring(svg).iter("circle")]
     assert len(dots) == 2 and dots[1][0] > dots[0][0] and dots[1][1] < dots[0][1]
     assert lines([("m", 0, [])], "t") == ""
-    matrix([[0, 0], [0, 0]], ["a", "b"], "a class without points")
+    narrow = ElementTree.fromstring(matrix([[0, 0], [0, 0]], ["a", "b"], "a class without points"))
+    caption = [text for text in narrow.iter() if (text.text or "").startswith("rows: ground truth")]
+    assert float(narrow.get("viewBox").split()[2]) - float(caption[0].get("x")) >= 240  # not cut off
+    assert ">125<" not in lines([("m", 0, [(0, 100.0), (5, 100.0)])], "t", " %")
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 300), (0.31, 0.32), (5, 5), (0, 0), (-3, 7)])

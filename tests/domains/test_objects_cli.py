@@ -175,6 +175,15 @@ def test_bad_arguments(trained, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_foundation_models_need_appt_before_anything_is_written(trained, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    transformers.BertModel(transformers.BertConfig(**size, vocab_size=110)).save_pretrained(tmp_path / "bert")
+    arguments = ["adapt", trained / "shapes", "--out", tmp_path / "run", "--backbone", tmp_path / "bert"]
+    assert "use method appt" in refused(capsys, *arguments, "--method", "lora", "--steps", 1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_of_shapes_are_refused_for_scans(tmp_path, capsys):
     from pointadapt.train import train
     from tiny_runs import tiny_run

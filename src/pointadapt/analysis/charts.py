@@ -21,7 +21,10 @@ def lines(curves: Sequence[tuple[str, int, Curve]], title: str, unit: str = "", 
     width, height, left, right, top, bottom = 560, 280, 46, 12, 14, 34
     x = np.array([p[0] for _, _, curve in curves for p in curve])
     y = np.array([p[1] for _, _, curve in curves for p in curve])
-    x_ticks, y_ticks = ticks(float(min(x.min(), 0)), float(x.max()), 6), ticks(float(y.min()), float(y.max()), 5)
+    low, high = float(y.min()), float(y.max())
+    if unit == " %" and low == high == 100:  # no ticks above what there can be
+        low = 0.0
+    x_ticks, y_ticks = ticks(float(min(x.min(), 0)), float(x.max()), 6), ticks(low, high, 5)
     x_low, x_high = x_ticks[0], max(x_ticks[-1], float(x.max()))
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
@@ -94,9 +97,10 @@ def matrix(confusion: Sequence[Sequence[float]], classes: Sequence[str], title: 
     share = counts / counts.sum(1, keepdims=True).clip(1)
     cell, left, top = (44, 120, 96) if len(classes) <= 16 else (28, 120, 96)
     size = cell * len(classes)
+    width = left + max(size, 240) + 10  # room for the caption
     parts = [
-        f'<svg viewBox="0 0 {left + size + 10} {top + size + 22}" role="img" aria-label="{html.escape(title)}" '
-        f'style="max-width:{left + size + 10}px">'
+        f'<svg viewBox="0 0 {width} {top + size + 22}" role="img" aria-label="{html.escape(title)}" '
+        f'style="max-width:{width}px">'
     ]
     for index, name in enumerate(classes):
         middle = index * cell + cell / 2

@@ -263,7 +263,10 @@ def find(name: str) -> Path:
     if name in BACKBONES:
         source = BACKBONES[name]
         if source.repo is None and source.file is None:
-            raise UserError(f"{name!r} has no hosted weights: give a checkpoint file, with config={name!r}")
+            raise UserError(
+                f"{name!r} has no hosted weights: give a checkpoint file, with config={name!r} (--architecture {name} "
+                "on the command line)"
+            )
         if source.repo is None:
             asset = ASSETS / str(source.file)
             if not asset.is_file():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from pointadapt.backbones.foundation import NoTokenizer
 from pointadapt.backbones.point_vit import PointViTConfig
 from pointadapt.backbones.weights import BACKBONES, load_backbone
 from pointadapt.domains.domain import Domain
@@ -29,6 +30,7 @@ def build_task(domain: Domain) -> Any:
             decoder=run.decoder or None,
             config=architecture(run),
         )
+        backbone.checkpointing = run.checkpointing
         if not run.drop_path:
             for module in backbone.modules():
                 if hasattr(module, "rate"):  # DropPath
@@ -49,11 +51,21 @@ def architecture(run: Run) -> Any:
 
 
 def build_model(domain: Domain) -> Any:
-    """The PeftModel that training starts from; all that is new in it depends on the seed alone."""
+    """The PeftModel that training starts from; all that is new in it depends on the seed alone.
+
+    Raises UserError for a method that does not teach a foundation model to read points.
+    """
     config = method_config(domain.run.method, domain.run.options)
     with torch.random.fork_rng():
         torch.manual_seed(domain.run.seed)
-        return adapt(build_task(domain), config)
+        model = adapt(build_task(domain), config)
+    backbone = model.get_base_model().backbone
+    if isinstance(getattr(backbone, "tokenizer", None), NoTokenizer):  # left in place: found before a file is written
+        raise UserError(
+            f"method {domain.run.method!r} cannot work on {domain.run.backbone}, which knows no point "
+            "clouds: use method appt"
+        )
+    return model
 
 
 def load_model(domain: Domain, checkpoint: str = "best") -> Any:
