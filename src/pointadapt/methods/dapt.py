@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
-from pointadapt.methods.prompts import first_after_cls
+from pointadapt.methods.prompts import Prompt, first_after_cls, joined, keys_and_values
 from pointadapt.methods.sites import Site, width
 from pointadapt.methods.ssf import ScaleShift, out_width
 from pointadapt.ops.segment import segment_mean
@@ -173,7 +173,7 @@ class CloudPrompt(Adapter):
         earlier = [] if self.is_first else point.extra.get(key, [])
         extra = without(point.extra, key)
         if earlier:
-            extra[key_of(self, "read")] = self.keys_and_values(torch.stack(earlier, 1), point)
+            extra[key_of(self, "read")] = self.as_read(torch.stack(earlier, 1), point)
         out = base(point.but(extra=extra))
         extra = without(without(out.extra, key_of(self, "read")), key_of(self, "delta"))
         delta = out.extra[key_of(self, "delta")]
@@ -182,7 +182,7 @@ class CloudPrompt(Adapter):
             return out.but(feat=out.feat + prompt[point.batch], extra=extra)
         return out.but(extra={**extra, key: [prompt, *earlier]})
 
-    def keys_and_values(self, prompts: Tensor, point: Point) -> tuple[Tensor, Tensor]:
+    def as_read(self, prompts: Tensor, point: Point) -> Prompt:
         """Each [B, n, C], of prompts [B, n, C] as they would be in this block."""
         mix = self.block[0].mix
         clouds, count, _ = prompts.shape
@@ -192,13 +192,14 @@ class CloudPrompt(Adapter):
             torch.arange(1, clouds + 1, device=prompts.device) * count,
             condition=point.condition,
         )
-        _, key, value = mix.attn.qkv(mix.norm(rows)).unflatten(0, (clouds, count)).chunk(3, -1)
-        return key, value
+        return keys_and_values(mix.attn, mix.norm(rows).unflatten(0, (clouds, count)))
 
 
 class PromptedAttention(Adapter):
     """Hands the block's prompts to the attention; nothing is trained here."""
 
-    def forward(self, base, point: Point) -> Point:
+    def forward(self, base, point: Point, prompt: Prompt | None = None) -> Point:
+        """prompt: what an adapter above has given."""
         read = point.extra.get(key_of(self, "read"))
-        return base(point) if read is None else base(point, prompt=read)
+        prompt = prompt if read is None else joined(prompt, read)
+        return base(point) if prompt is None else base(point, prompt=prompt)
