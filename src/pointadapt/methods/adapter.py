@@ -48,3 +48,12 @@ def at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < low:
             raise UserError(f"{name} must be at least {low}, not {value!r}")
+
+
+def hold(module: nn.Module) -> None:
+    """Make buffers of all parameters, which peft would train otherwise; they still travel with the adapter."""
+    for part in module.modules():
+        for name, value in list(part._parameters.items()):
+            if value is not None:
+                del part._parameters[name]
+                part.register_buffer(name, value.detach())

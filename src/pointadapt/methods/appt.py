@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.errors import UserError
+from pointadapt.methods.adapter import hold
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.point_pn import PointPN
 from pointadapt.methods.sites import Site, width
@@ -185,15 +186,6 @@ class PointTokens(Adapter):
         pos = torch.zeros_like(feat) if pos is None else pos.to(feat.dtype).expand_as(feat)
         tokens = Tokens(feat, (("patch", feat.shape[1]),), pos, center, point, extra=point.extra, cache=point.cache)
         return tokens if prompt is None else tokens.insert("prompt", prompt, before="patch")
-
-
-def hold(module: nn.Module) -> None:
-    """Make buffers of all parameters, which peft would train otherwise."""
-    for part in module.modules():
-        for name, value in list(part._parameters.items()):
-            if value is not None:
-                del part._parameters[name]
-                part.register_buffer(name, value.detach())
 
 
 class Locate(nn.Sequential):

@@ -100,16 +100,6 @@ def tube_of(point: Point, center: Tensor, clouds: Tensor, frames: int, size: int
     return found
 
 
-def hold(module: nn.Module) -> nn.Module:
-    """Make buffers of all parameters: they travel with the adapter, and are not trained."""
-    for part in module.modules():
-        for name, value in list(part._parameters.items()):
-            if value is not None:
-                del part._parameters[name]
-                part.register_buffer(name, value.detach())
-    return module
-
-
 def sincos(time: Tensor, width: int) -> Tensor:
     """[..., width] sines and cosines of time 0..1 at half a turn to 32 turns over the clip (inferred)."""
     turns = torch.logspace(-1, 5, width // 2, base=2, device=time.device, dtype=time.dtype)

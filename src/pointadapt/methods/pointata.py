@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointadapt.errors import UserError
+from pointadapt.methods.adapter import hold
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
-from pointadapt.methods.pae import PAE, NewEmbed, hold, sincos, tube_of
+from pointadapt.methods.pae import PAE, NewEmbed, sincos, tube_of
 from pointadapt.methods.sites import Site, width
 from pointadapt.ops.frames import anchor_frames, frames_in, take_clouds, times, tracks
 from pointadapt.ops.neighbors import gather, nearest
