@@ -8,24 +8,60 @@ Cross-correlation, k-axes in the column order of grid_coord, weight layout [out,
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+from functools import cache
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
+from pointadapt.errors import UserError
+from pointadapt.ops.tap_map import TapMap
 from pointadapt.point import Point
 
 #: One entry per off-centre tap that any voxel has: (tap index in k^3, rows written, rows read).
 Neighbors = list[tuple[int, Tensor, Tensor]]
 
+#: Pairs that a tap takes at once on the CPU.
+ROWS = 8192
 
-def neighbors(point: Point, kernel_size: int = 3) -> Neighbors:
-    """The pairs of rows that each tap connects; once per set of coordinates, shared by all blocks of a stage.
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def uses_triton(feat: Tensor) -> bool:
+    """Whether convolutions of ``feat`` run as Triton kernels: on GPUs since Ampere, where triton is installed.
+
+    The environment variable POINTADAPT_CONV decides it: "torch" never, "triton" always (an error where it cannot be;
+    on the CPU triton needs TRITON_INTERPRET=1), "auto" or unset as above.
+    """
+    wish = os.environ.get("POINTADAPT_CONV", "auto")
+    if wish not in ("auto", "torch", "triton"):
+        raise UserError(f"POINTADAPT_CONV={wish} is none of auto, torch, triton: set one of these, or unset it")
+    if wish == "triton" and not has_triton():
+        raise UserError("POINTADAPT_CONV=triton, but triton is not installed: pip install triton, or unset it")
+    known = feat.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if wish == "auto":
+        return known and feat.is_cuda and has_triton() and torch.cuda.get_device_capability(feat.device) >= (8, 0)
+    return known and wish == "triton"
+
+
+def neighbors(point: Point, kernel_size: int = 3) -> Neighbors | TapMap:
+    """The rows that each tap connects; once per set of coordinates, shared by all blocks of a stage.
+
+    Pairs for PyTorch, tables for Triton kernels (:func:`uses_triton`): whatever :func:`subm_conv` takes.
 
     Duplicate voxels (Mix3D makes them) are defined: the centre tap is a row's own features, every other
     tap reads the first row of the neighbouring voxel.
     """
+    if uses_triton(point.feat):
+        from pointadapt.ops.triton_conv import subm_map
+
+        return subm_map(point, kernel_size)
     return point.remember(("neighbors", kernel_size), lambda: make_neighbors(point, kernel_size))
 
 
@@ -62,15 +98,29 @@ def make_neighbors(point: Point, kernel_size: int) -> Neighbors:
     return found
 
 
+def add_taps(out: Tensor, feat: Tensor, taps: Tensor, pairs: Neighbors) -> Tensor:
+    """Add the off-centre taps [out, k^3, in] to ``out``, in blocks of rows with two buffers that stay in the cache."""
+    most = min(ROWS, max((len(written) for _, written, _ in pairs), default=0))
+    gathered, product = feat.new_empty(most, feat.shape[1]), out.new_empty(most, out.shape[1])
+    for tap, written, read in pairs:
+        weight = taps[:, tap].T
+        for part, into in zip(read.split(ROWS), written.split(ROWS), strict=True):
+            rows = torch.index_select(feat, 0, part, out=gathered[: len(part)])
+            out.index_add_(0, into, torch.mm(rows, weight, out=product[: len(part)]))
+    return out
+
+
 class SubmConvFunction(torch.autograd.Function):
     """Gather, GEMM, scatter per tap. Keeps only its inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx, feat: Tensor, weight: Tensor, pairs: Neighbors) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(feat, weight)
+        ctx.save_for_backward(feat if ctx.needs_input_grad[1] else None, weight)  # a frozen weight asks for no input
         ctx.pairs = pairs
         taps = weight.flatten(1, 3)  # [out, k^3, in]
         out = feat @ taps[:, taps.shape[1] // 2].T
+        if feat.device.type == "cpu" and not torch.compiler.is_compiling():
+            return add_taps(out, feat, taps, pairs)
         for tap, written, read in pairs:
             out.index_add_(0, written, feat.index_select(0, read) @ taps[:, tap].T)
         return out
@@ -94,12 +144,20 @@ class SubmConvFunction(torch.autograd.Function):
         return grad_feat, grad_weight, None
 
 
-def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors) -> Tensor:
+def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap) -> Tensor:
     """[N, out]: submanifold convolution of feat [N, in] with weight [out, k, k, k, in] over :func:`neighbors`.
 
     Under autocast it computes in the autocast type, as a linear layer does.
     """
     device = feat.device.type
+    if isinstance(pairs, TapMap):
+        if torch.is_autocast_enabled(device):
+            feat = feat.to(torch.get_autocast_dtype(device))
+        if feat.dtype != torch.float64:
+            from pointadapt.ops.triton_conv import tap_conv
+
+            return tap_conv(feat, weight, bias, pairs)  # casts the weight itself
+        pairs = pairs.as_pairs()
     if torch.is_autocast_enabled(device):
         feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
     out = SubmConvFunction.apply(feat, weight, pairs)
