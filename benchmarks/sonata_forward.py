@@ -1,76 +1,70 @@
-"""Time and peak memory of one Sonata-base forward (random weights) on a room of about N voxels.
+"""Sonata-base forward (random weights, eval, float32): against the plain reference and against the floor.
 
-    python benchmarks/sonata_forward.py --voxels 20000 60000 --threads 2 --repeats 5
+python benchmarks/sonata_forward.py [--voxels 20000 60000] [--largest 60000]
 
-Prints the median and the range over the repeats, each on a fresh Point, so neighbour maps, curves and windows are
-computed every time. Memory is the growth of the process's resident peak over model and input.
+Every run is on a fresh Point, so neighbour maps, curves and windows are computed each time. The floor is the time that
+the counted operations (attention, linears, convolution) would take at the rate of one large matrix product, which takes
+its turns in the same run. The reference runs up to ``--largest`` voxels.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import resource
-import statistics
-import time
+import math
+from typing import Any
 
+import reference
 import torch
+from common import arguments, interleaved, large_product, machine, operations, peak_memory, room, table
 
 from pointadapt.backbones.weights import load_backbone
-from pointadapt.point import Point
-
-
-def room(voxels: int, seed: int = 0) -> Point:
-    """Floor, four walls, a table and boxes as voxel surfaces, thinned to ``voxels``; 2 cm grid."""
-    draw = torch.Generator().manual_seed(seed)
-    side, height = int((voxels / 3.2) ** 0.5), int(0.55 * (voxels / 3.2) ** 0.5)
-
-    def sheet(axis: int, at: int, low: tuple[int, int], high: tuple[int, int]) -> torch.Tensor:
-        plane = torch.cartesian_prod(torch.arange(low[0], high[0]), torch.arange(low[1], high[1]))
-        return torch.cat([plane[:, :axis], torch.full((len(plane), 1), at), plane[:, axis:]], 1)
-
-    parts = [sheet(2, 0, (0, 0), (side, side))]
-    parts += [sheet(axis, at, (0, 0), (side, height)) for axis in (0, 1) for at in (0, side - 1)]
-    for _ in range(6):
-        corner = torch.randint(side // 8, side * 6 // 8, (2,), generator=draw).tolist()
-        size = torch.randint(side // 12, side // 6, (3,), generator=draw).tolist()
-        x, y = corner
-        parts.append(sheet(2, size[2], (x, y), (x + size[0], y + size[1])))
-        parts += [sheet(0, at, (y, 0), (y + size[1], size[2])) for at in (x, x + size[0])]
-        parts += [sheet(1, at, (x, 0), (x + size[0], size[2])) for at in (y, y + size[1])]
-    grid = torch.unique(torch.cat(parts), dim=0)
-    grid = grid[torch.randperm(len(grid), generator=draw)[:voxels]]
-    return Point(0.02 * grid.float(), torch.randn(len(grid), 9, generator=draw), torch.tensor([len(grid)]), grid)
-
-
-def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--voxels", type=int, nargs="+", default=[20_000, 60_000])
-    parser.add_argument("--backbone", default="sonata")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    model = load_backbone(args.backbone, weights=None)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {args.threads} threads")
-    for voxels in args.voxels:
-        made = room(voxels)
-        before, times = peak_gb(), []
-        with torch.inference_mode():
-            for _ in range(args.repeats + 1):
-                point = made.but(cache={})
-                start = time.perf_counter()
-                model(point)
-                times.append(time.perf_counter() - start)
-        times = times[1:]  # the first one warms up
-        print(
-            f"{args.backbone}: {len(made):,} voxels  median {statistics.median(times):.2f} s "
-            f"({min(times):.2f} to {max(times):.2f}, {args.repeats} runs), peak memory +{peak_gb() - before:.2f} GB"
-        )
+    args = arguments(
+        __doc__, voxels=[10_000, 20_000, 60_000, 200_000, 1_000_000], largest=60_000, backbone="sonata", few=200_000
+    )
+    torch.manual_seed(0)
+    model: Any = load_backbone(args.backbone, weights=None).eval()
+    product, work = large_product()
+    rows, times, peaks = [], [], []
+    repeats = args.repeats
+    with torch.inference_mode():
+        for voxels in args.voxels:
+            point = room(voxels)
+            args.repeats = repeats if voxels <= args.few else max(1, repeats // 2)
+            count = operations(model, point)
+            cases = {"floor": product, "ours": lambda point=point: model(point.but(cache={}))}
+            if voxels <= args.largest:
+                cases["reference"] = lambda point=point: reference.forward(model, point)
+                gap = (cases["ours"]().feat - cases["reference"]()).abs().max().item()
+                assert gap < 1e-3, f"the reference differs by {gap}"
+            memory = {name: peak_memory(run) for name, run in cases.items() if name != "floor"}
+            seconds = interleaved(cases, args)
+            rate = work / seconds["floor"]
+            total = sum(count.values())
+            share = total / rate / seconds["ours"]
+            against = seconds["ours"] / seconds["reference"] if "reference" in seconds else math.nan
+            rows.append(
+                [
+                    len(point),
+                    *(count[k] / 1e9 for k in ("attention", "linear", "convolution")),
+                    seconds["ours"],
+                    seconds.get("reference", math.nan),
+                    against,
+                    rate / 1e9,
+                    share,
+                    memory["ours"],
+                    memory.get("reference", math.nan),
+                ]
+            )
+            times.append((len(point), seconds["ours"]))
+            peaks.append(memory["ours"])
+    print(f"## Forward pass of {args.backbone}\n\n{machine(args)}. The floor is a product of 2048 x 2048 matrices.\n")
+    head = ["voxels", "attention GFLOP", "linear", "convolution", "seconds", "plain reference", "ratio"]
+    print(table([*head, "floor GFLOP/s", "share of the floor's rate", "peak +GB", "reference +GB"], rows))
+    if len(times) > 1:
+        (n0, t0), (n1, t1) = times[0], times[-1]
+        print(f"\nGrowth from {n0:,} to {n1:,} voxels: time ~ voxels^{math.log(t1 / t0) / math.log(n1 / n0):.2f}.")
 
 
 if __name__ == "__main__":

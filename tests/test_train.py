@@ -215,6 +215,13 @@ def test_bf16_on_the_cpu(tmp_path):
         train(tiny_run(tmp_path, precision="fp16"), overwrite=True)
 
 
+def test_checkpointing_is_the_same_run(finished, tmp_path):
+    plain, _ = finished
+    other = tiny_run(tmp_path, steps=40, eval_every=10, checkpointing=True)
+    assert train(other)["steps"] == 40
+    assert rows(plain) == rows(other) and same(adapter(plain), adapter(other))
+
+
 def test_without_validation_scans(tmp_path):
     write_scans(tmp_path / "scans", val=0)
     result = train(tiny_run(tmp_path, steps=3))

@@ -75,6 +75,10 @@ class Run:
     labels: str = option("100%", "Train on a share of the items (10%), or of the labels of each scan (200pts).")
     seed: int = option(0, "Seed of weights, data order, transforms and dropout.")
     precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "Mixed precision. auto = bf16 on a GPU, else no.")
+    checkpointing: bool = option(False, "Compute blocks again in the backward pass: less memory, same numbers.")
+    cache_features: int = option(
+        0, "Method linear: keep the frozen features of this many augmented views of each item, not compute them anew."
+    )
     num_workers: int = option(0, "Processes that load data.")
     cache: Path | None = option(None, "Folder that keeps prepared data on disk; without it they stay in memory.")
     threads: int = option(0, "CPU threads of torch; 0 = leave them. Resuming is bitwise exact with equal threads.")
@@ -118,7 +122,13 @@ class Run:
     def check(self) -> None:
         """Raises UserError naming the first field that makes no sense."""
         counts = ("steps", "epochs", "groups", "batch_size", "grad_accum", "eval_every", "tile")
-        least: dict[str, int] = {**dict.fromkeys(counts, 1), "num_workers": 0, "threads": 0, "tta": 0}
+        least: dict[str, int] = {
+            **dict.fromkeys(counts, 1),
+            "num_workers": 0,
+            "cache_features": 0,
+            "threads": 0,
+            "tta": 0,
+        }
         least["points"] = 1 if self.kind == SCENES.name else 0
         for name, low in least.items():
             if getattr(self, name) is not None and getattr(self, name) < low:

@@ -40,6 +40,7 @@ from pointadapt.domains.domain import Asked, Domain, open_domain
 from pointadapt.domains.models import build_model
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
+from pointadapt.ops.levels import Levels
 from pointadapt.optim import make_optimizer, make_schedule, parameter_groups
 from pointadapt.run import Run
 
@@ -70,13 +71,69 @@ class Batches(Dataset):
 
     def sample(self, number: int) -> Sample:
         epoch, place = divmod(number, len(self.items))
-        order = np.random.default_rng([self.run.seed, ORDER, epoch]).permutation(len(self.items))
-        return self.domain.draw(self.items, int(order[place]), np.random.default_rng([self.run.seed, DRAW, number]))
+        return self.domain.draw(
+            self.items, int(self.order(epoch)[place]), np.random.default_rng([self.run.seed, DRAW, number])
+        )
 
-    def loader(self, start: int) -> DataLoader:
+    def order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.run.seed, ORDER, epoch]).permutation(len(self.items))
+
+    def loader(self, start: int) -> Any:
         """Batches from optimiser step ``start`` to the end."""
-        passes = range(start * self.run.grad_accum, self.run.steps * self.run.grad_accum)
-        return DataLoader(self, batch_size=None, sampler=passes, num_workers=self.run.num_workers)
+        return DataLoader(self, batch_size=None, sampler=self.passes(start), num_workers=self.run.num_workers)
+
+    def passes(self, start: int) -> range:
+        return range(start * self.run.grad_accum, self.run.steps * self.run.grad_accum)
+
+
+class KeptBatches(Batches):
+    """Batches of features of the frozen backbone, each computed once, in eval mode, and kept in memory.
+
+    An item has ``run.cache_features`` augmented views, one after the other in the epochs: sample k shows view
+    ``epoch % cache_features``. What is kept is the features of each resolution, not of each point.
+    Raises UserError where more than the head is trained, or crops are merged.
+    """
+
+    def __init__(self, domain: Domain, accelerator: Accelerator, task: Any) -> None:
+        super().__init__(domain, accelerator)
+        trained = [name for name, p in task.named_parameters() if p.requires_grad]
+        if not hasattr(task, "frozen") or any(not name.startswith("head.") for name in trained):
+            raise UserError(
+                f"cache_features keeps what is frozen, and method {self.run.method} trains more than the head of "
+                f"{self.run.kind} here: use it with scenes, method linear and a backbone without a new decoder"
+            )
+        if self.run.mix3d:
+            raise UserError(f"mix3d is {self.run.mix3d}: merged crops have no features to keep; set cache_features 0")
+        self.task, self.accelerator = task, accelerator
+        self.kept: dict[tuple[int, int], tuple[Levels, Tensor]] = {}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        first = (index * self.processes + self.rank) * self.size
+        parts = [self.features(number) for number in range(first, first + self.size)]
+        features, target = zip(*parts, strict=True)
+        return {"point": Levels.pack(list(features)), self.domain.target: torch.cat(target)}
+
+    def features(self, number: int) -> tuple[Levels, Tensor]:
+        epoch, place = divmod(number, len(self.items))
+        key = int(self.order(epoch)[place]), epoch % self.run.cache_features
+        if key not in self.kept:
+            self.kept[key] = self.compute(*key)
+        return self.kept[key]
+
+    @torch.no_grad()
+    def compute(self, item: int, view: int) -> tuple[Levels, Tensor]:
+        rng = np.random.default_rng([self.run.seed, DRAW, item, view])
+        batch = self.domain.collate([self.domain.draw(self.items, item, rng)], rng)
+        backbone, device = self.task.backbone, self.accelerator.device
+        training = backbone.training
+        backbone.eval()
+        with self.accelerator.autocast():
+            found = self.task.frozen(batch["point"].to(device)).to("cpu")
+        backbone.train(training)
+        return found, batch[self.domain.target]
+
+    def loader(self, start: int) -> Any:
+        return map(self.__getitem__, self.passes(start))
 
 
 def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -97,7 +154,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
     split = domain.held_out()
     model = build_model(domain)
     task = model.get_base_model()
-    batches = Batches(domain, accelerator)
+    batches = KeptBatches(domain, accelerator, task) if run.cache_features else Batches(domain, accelerator)
     check_batch_norm(model, batches.size)
     held_out = domain.items(split) if split else None
 

@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pointadapt.errors import UserError
 from pointadapt.ops.batchnorm import keep_still
+from pointadapt.ops.levels import Levels
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
 
@@ -36,6 +38,8 @@ class Backbone(nn.Module):
                     "voxels": through sparse convolutions alone (Point); "tokens": of groups of points (Tokens)
     reads           what a classification head reads of ``forward(point)`` (tasks/classification.readout)
     part_reads      what a part segmentation's head reads of a whole cloud (tasks/parts.py)
+    checkpointing   in training, blocks keep their input alone and compute the rest again in the backward pass: less
+                    memory, more time, the same numbers bit by bit
     depth           number of blocks whose outputs ``taps`` gives; 0: it has no taps
     fresh           names of children that no checkpoint filled (a new decoder): ``pa.adapt`` trains them
     """
@@ -45,6 +49,7 @@ class Backbone(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ("max", "mean")
     part_reads: ClassVar[tuple[str, ...]] = ("max", "mean")
     depth: int = 0
+    checkpointing: bool = False
     config: Any
     in_channels: int
     out_channels: int
@@ -65,9 +70,24 @@ class Backbone(nn.Module):
             "(pa.Classification, pa.PartSegmentation)"
         )
 
+    def levels(self, point: Point) -> Levels:
+        """What :meth:`dense` gives, kept apart by resolution where the backbone has several."""
+        return Levels([self.dense(point)], [])
+
     def taps(self, point: Point, layers: Sequence[int]) -> list[Tokens]:
         """Normed outputs of the blocks ``layers`` (counted from 0); for networks over groups of points."""
         raise UserError(f"{self.name_or_path} has no groups of points to segment parts by: use pa.Segmentation with it")
+
+    def through(self, block: nn.Module, value: Any) -> Any:
+        """``block(value)``; every backbone calls its blocks by this. See ``checkpointing``.
+
+        A block whose BatchNorm is trained is never computed twice: its running statistics would move twice.
+        """
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return block(value)
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in block.modules()):
+            return block(value)
+        return checkpoint(block, value, use_reentrant=False)  # restores the state of the random generators
 
     def train(self, mode: bool = True) -> Backbone:
         """As ``nn.Module.train``, but BatchNorm with frozen weights stays in eval mode."""

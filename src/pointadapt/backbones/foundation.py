@@ -254,7 +254,7 @@ class Foundation(Backbone):
         """What leaves the blocks, one by one, before the final norm."""
         tokens = self.enter(self.cls(self.tokenizer(point)))
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens)
             yield tokens
 
     def enter(self, tokens: Tokens) -> Tokens:

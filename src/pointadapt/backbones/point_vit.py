@@ -288,7 +288,7 @@ class PointViT(Backbone):
         """What leaves the blocks, one by one, before the final norm."""
         tokens = self.enter(point)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens)
             yield tokens
 
     def leave(self, tokens: Tokens) -> Tokens:

@@ -18,6 +18,8 @@ from pointadapt.backbones.backbone import Backbone
 from pointadapt.backbones.drop_path import DropPath, rising
 from pointadapt.backbones.ptv3_parts import LayerScale, NoNorm, RelativePosition, Rotary, norm_maker
 from pointadapt.ops.attention import window_attention, windows
+from pointadapt.ops.frozen import by_rows, no_graph
+from pointadapt.ops.levels import Levels
 from pointadapt.ops.order import cloud_code, cloud_depths, depths
 from pointadapt.ops.segment import segment_max, segment_mean
 from pointadapt.ops.sparse_conv import SubMConv3d
@@ -180,7 +182,13 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, point: Point) -> Point:
-        return point.but(feat=self.drop(self.fc2(self.drop(F.gelu(self.fc1(point.feat))))))
+        plain = type(self.fc1) is type(self.fc2) is nn.Linear  # an adapter may want to see all rows at once
+        if plain and no_graph(point.feat, self) and not (self.training and self.drop.p):
+            return point.but(feat=by_rows(self.rows, point.feat, self.fc1.out_features))
+        return point.but(feat=self.rows(point.feat))
+
+    def rows(self, feat: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(feat)))))
 
 
 class FFN(nn.Module):
@@ -384,13 +392,25 @@ class PTv3(Backbone):
             if stage.up is not None:
                 point = stage.up(point)
             for block in stage.blocks:
-                point = block(point)
+                point = self.through(block, point)
         return point
 
     def dense(self, point: Point) -> Tensor:
         """[N, dense_channels]: the decoder's features, or all encoder levels brought up and concatenated."""
         point = self(point)
         return point.feat if self.dec else upcast(point)
+
+    def levels(self, point: Point) -> Levels:
+        """As ``dense``, without copies of coarse features."""
+        if self.dec:
+            return super().levels(point)
+        out = self(point)
+        feats, inverse = [out.feat], []
+        while out.parent is not None:
+            inverse.append(out.pooling_inverse)
+            out = out.parent
+            feats.append(out.feat)
+        return Levels(feats[::-1], inverse[::-1])
 
     def serialize(self, point: Point) -> Point:
         """Choose the curves of this level; set the official, batch-wide curve depth where it is asked for."""

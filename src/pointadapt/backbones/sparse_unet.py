@@ -151,13 +151,6 @@ class Level(nn.Module):
         self.down, self.up = down, up
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, point: Point) -> Point:
-        for change in (self.down, self.up):
-            point = point if change is None else change(point)
-        for block in self.blocks:
-            point = block(point)
-        return point
-
 
 class SparseUNet(Backbone):
     """The network; ``forward`` returns features of the input's own voxels."""
@@ -195,7 +188,10 @@ class SparseUNet(Backbone):
     def forward(self, point: Point) -> Point:
         point = self.stem(with_voxels(point, whole_batch=False))
         for level in cast(list[Level], [*self.enc, *reversed(self.dec)]):
-            point = level(point)
+            for change in (level.down, level.up):
+                point = point if change is None else change(point)
+            for block in level.blocks:
+                point = self.through(block, point)
         return point
 
     def dense(self, point: Point) -> Tensor:

@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pointadapt.ops.frozen import no_graph
 from pointadapt.ops.order import curve_order
 from pointadapt.point import Point
+
+#: Rows that are attended to at once where blocks help.
+ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,13 @@ def make_windows(point: Point, curve: str, size: int) -> Windows:
     return Windows(members, own[inverse])
 
 
+def blocks(where: Windows, qkv: Tensor, frozen: bool) -> list[Tensor]:
+    """The windows in blocks whose gathered rows stay in a processor's cache, where nothing is kept for a gradient."""
+    if not frozen or qkv.device.type != "cpu" or torch.compiler.is_compiling():
+        return where.members
+    return [part for m in where.members for part in m.split(max(1, ROWS // m.shape[1]))]
+
+
 def window_attention(
     qkv: Tensor,
     heads: int,
@@ -81,7 +92,7 @@ def window_attention(
     those of its cloud, which ``batch`` [N] tells.
     """
     outputs = []
-    for members in where.members:
+    for members in blocks(where, qkv, no_graph(qkv)):
         # [P, W, 3, H, D] -> q, k, v [P, H, W, D]
         rows = qkv.index_select(0, members.reshape(-1)).view(*members.shape, 3, heads, -1)
         query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)

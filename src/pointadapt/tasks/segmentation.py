@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
+from pointadapt.ops.levels import Levels
 from pointadapt.point import Point
 from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
 
@@ -20,6 +21,9 @@ class Head(OfBackbone, nn.Linear):
     def __init__(self, channels: int, classes: int, backbone_hash: str) -> None:
         super().__init__(channels, classes)
         self.bind(backbone_hash)
+
+    def forward(self, feat: Tensor | Levels) -> Tensor:
+        return feat.linear(self.weight, self.bias) if isinstance(feat, Levels) else super().forward(feat)
 
 
 class Segmentation(nn.Module):
@@ -41,13 +45,24 @@ class Segmentation(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = Head(backbone.dense_channels, len(self.classes), backbone_fingerprint(backbone))
 
-    def forward(self, point: Point) -> Tensor:
+    def forward(self, point: Point | Levels) -> Tensor:
+        """Of a Point, or of the features that :meth:`frozen` made of one before."""
+        if isinstance(point, Levels):
+            dropped = self.dropout.p > 0 and self.training
+            return self.head(self.dropout(point.dense()) if dropped else point)
+        return self.head(self.dropout(self.backbone.dense(self.checked(point))))
+
+    def frozen(self, point: Point) -> Levels:
+        """The backbone's features, for ``forward``."""
+        return self.backbone.levels(self.checked(point))
+
+    def checked(self, point: Point) -> Point:
         wanted, given = self.backbone.in_channels, point.feat.shape[1]
         if given != wanted:
             raise UserError(
                 f"Point.feat has {given} channels, this backbone takes {wanted}; 9 are x y z, r g b in 0-1 and a normal"
             )
-        return self.head(self.dropout(self.backbone.dense(point)))
+        return point
 
     def loss(self, logits: Tensor, segment: Tensor, ignore: int = -1) -> Tensor:
         """Cross-entropy plus Lovász-softmax, 1:1; zero (with gradients) when no point is labelled."""
