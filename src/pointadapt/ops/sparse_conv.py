@@ -8,12 +8,17 @@ Cross-correlation, k-axes in the column order of grid_coord, weight layout [out,
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+from functools import cache
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
+from pointadapt.errors import UserError
+from pointadapt.ops.tap_map import TapMap
 from pointadapt.point import Point
 
 #: One entry per off-centre tap that any voxel has: (tap index in k^3, rows written, rows read).
@@ -23,12 +28,40 @@ Neighbors = list[tuple[int, Tensor, Tensor]]
 ROWS = 8192
 
 
-def neighbors(point: Point, kernel_size: int = 3) -> Neighbors:
-    """The pairs of rows that each tap connects; once per set of coordinates, shared by all blocks of a stage.
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def uses_triton(feat: Tensor) -> bool:
+    """Whether convolutions of ``feat`` run as Triton kernels: on GPUs since Ampere, where triton is installed.
+
+    The environment variable POINTADAPT_CONV decides it: "torch" never, "triton" always (an error where it cannot be;
+    on the CPU triton needs TRITON_INTERPRET=1), "auto" or unset as above.
+    """
+    wish = os.environ.get("POINTADAPT_CONV", "auto")
+    if wish not in ("auto", "torch", "triton"):
+        raise UserError(f"POINTADAPT_CONV={wish} is none of auto, torch, triton: set one of these, or unset it")
+    if wish == "triton" and not has_triton():
+        raise UserError("POINTADAPT_CONV=triton, but triton is not installed: pip install triton, or unset it")
+    known = feat.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if wish == "auto":
+        return known and feat.is_cuda and has_triton() and torch.cuda.get_device_capability(feat.device) >= (8, 0)
+    return known and wish == "triton"
+
+
+def neighbors(point: Point, kernel_size: int = 3) -> Neighbors | TapMap:
+    """The rows that each tap connects; once per set of coordinates, shared by all blocks of a stage.
+
+    Pairs for PyTorch, tables for Triton kernels (:func:`uses_triton`): whatever :func:`subm_conv` takes.
 
     Duplicate voxels (Mix3D makes them) are defined: the centre tap is a row's own features, every other
     tap reads the first row of the neighbouring voxel.
     """
+    if uses_triton(point.feat):
+        from pointadapt.ops.triton_conv import subm_map
+
+        return subm_map(point, kernel_size)
     return point.remember(("neighbors", kernel_size), lambda: make_neighbors(point, kernel_size))
 
 
@@ -111,12 +144,20 @@ class SubmConvFunction(torch.autograd.Function):
         return grad_feat, grad_weight, None
 
 
-def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors) -> Tensor:
+def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap) -> Tensor:
     """[N, out]: submanifold convolution of feat [N, in] with weight [out, k, k, k, in] over :func:`neighbors`.
 
     Under autocast it computes in the autocast type, as a linear layer does.
     """
     device = feat.device.type
+    if isinstance(pairs, TapMap):
+        if torch.is_autocast_enabled(device):
+            feat = feat.to(torch.get_autocast_dtype(device))
+        if feat.dtype != torch.float64:
+            from pointadapt.ops.triton_conv import tap_conv
+
+            return tap_conv(feat, weight, bias, pairs)  # casts the weight itself
+        pairs = pairs.as_pairs()
     if torch.is_autocast_enabled(device):
         feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
     out = SubmConvFunction.apply(feat, weight, pairs)
