@@ -19,8 +19,9 @@ setup: $(VENV)/.ready
 demo: setup
 	$(BIN)/pointadapt demo --out demo
 
+# one process per core, each with one thread
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: setup
 	$(BIN)/ruff check .
