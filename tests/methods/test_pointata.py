@@ -166,6 +166,21 @@ def test_frames_of_unequal_size_give_what_equal_ones_do():
     assert not torch.allclose(uneven.feat[5:], even.feat[5:])
 
 
+def test_an_embedder_that_is_not_aligned_costs_nothing():
+    model, point = adapted(), video()
+    (tokens,) = adapters(model, ClipTokens)
+    calls = []
+    tokens.pae.register_forward_hook(lambda *_: calls.append(1))
+    expected = logits(model, point)
+    assert not calls and tokens.pae.is_idle
+    base = model.get_base_model().backbone.tokenizer.base_layer
+    out, seen, _ = tokens.observe(base, point)
+    assert torch.equal(tokens.pae(seen), out.feat)  # what was left out would have changed nothing
+    tokens.pae.move.bias[0] = 1.0
+    calls.clear()
+    assert not torch.equal(logits(model, point), expected) and calls == [1]
+
+
 def test_replace_starts_as_the_frozen_tokenizer_where_nothing_moves():
     still = packed([torch.randn(POINTS, 3)] * FRAMES, FRAMES)
     model = adapted(pae="replace")

@@ -38,6 +38,11 @@ class PAE(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether its tokens are the frozen tokenizer's: all that starts at zero is there still."""
+        return not any(bool(value.any()) for last in (self.move, self.up) for value in (last.weight, last.bias))
+
     @staticmethod
     def observe(tokenizer: Any, groups: Sequence[Tensor], here: Tensor | None = None) -> Tensor:
         """[R, G, 3, D]: what the frozen embedder makes of the tube's groups (f0 first), each [R, G, K, 3].
@@ -73,6 +78,10 @@ class NewEmbed(nn.Module):
             first.weight.data = torch.cat([old.weight.data, old.weight.new_zeros(old.out_features, 1)], 1)
             first.bias.data = old.bias.data.clone()
         self.embed.first[0] = first
+
+    @property
+    def is_idle(self) -> bool:
+        return False
 
     def train(self, mode: bool = True) -> NewEmbed:
         super().train(mode)

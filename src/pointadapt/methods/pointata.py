@@ -168,7 +168,8 @@ class ClipTokens(Adapter):
         self.stride = config.stride
         self.padding = (1, 1) if config.stride == 1 else (1, 0)  # P4Transformer's
         self.pae = None if config.pae == "none" else new_pae(tokenizer, config)
-        if self.pae is not None and not config.train_pae:
+        self.is_held = not config.train_pae
+        if self.pae is not None and self.is_held:
             hold(self.pae)
         self.time = nn.Linear(64, width(tokenizer)) if config.time else None
         if self.time is not None:
@@ -176,17 +177,17 @@ class ClipTokens(Adapter):
             nn.init.zeros_(self.time.bias)
 
     def forward(self, base, point: Point) -> Tokens:
-        out, seen, time = self.observe(base, point)
-        if self.pae is not None:
-            assert seen is not None
+        is_idle = self.pae is None or (self.is_held and self.pae.is_idle)  # not aligned: twice the work for nothing
+        out, seen, time = self.observe(base, point, look=not is_idle)
+        if self.pae is not None and seen is not None:
             out = out.but(feat=self.pae(seen).to(out.feat.dtype))
         if self.time is not None:
             when = self.time(sincos(time, self.time.in_features)).to(out.feat.dtype)[:, None]
             out = out.but(pos=when.expand_as(out.feat) if out.pos is None else out.pos + when)
         return out
 
-    def observe(self, base: Any, point: Point) -> tuple[Tokens, Tensor | None, Tensor]:
-        """Tokens of the frozen tokenizer for the anchor frames, what the PAE sees, and the frames' times [R]."""
+    def observe(self, base: Any, point: Point, look: bool = True) -> tuple[Tokens, Tensor | None, Tensor]:
+        """Tokens of the frozen tokenizer for the anchor frames, what the PAE sees if it looks, the frames' times [R]."""
         frames = frames_in(point, point.num_clouds)
         chosen = anchor_frames(frames, self.stride, self.padding)
         clips = point.num_clouds // frames
@@ -199,7 +200,7 @@ class ClipTokens(Adapter):
         else:
             anchors = point.remember(("clouds", tuple(chosen)), lambda: take_clouds(point, clouds))
             out = base(anchors.but(extra={**point.extra, **anchors.extra, "frames": len(chosen)}))
-        if self.pae is None:
+        if self.pae is None or not look:
             return out, None, time
         tokenizer = self.tokenizer[0]
         key = ("tube", tokenizer.group_size, frames)
