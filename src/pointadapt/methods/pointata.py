@@ -187,7 +187,7 @@ class ClipTokens(Adapter):
         return out
 
     def observe(self, base: Any, point: Point, look: bool = True) -> tuple[Tokens, Tensor | None, Tensor]:
-        """Tokens of the frozen tokenizer for the anchor frames, what the PAE sees if it looks, the frames' times [R]."""
+        """The frozen tokens of the anchor frames, what the PAE sees if it looks, the frames' times [R]."""
         frames = frames_in(point, point.num_clouds)
         chosen = anchor_frames(frames, self.stride, self.padding)
         clips = point.num_clouds // frames
