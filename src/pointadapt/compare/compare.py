@@ -83,7 +83,7 @@ def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
         return {"score": result["last"][headline], **about}
     found = evaluate(run, "test", "last" if run.select == "last" else "best")
     scores = {key: found[key] for key in run.of_kind.scores}
-    values, _ = run.of_kind.per_class
+    values = next(iter(run.of_kind.per_class))
     about |= {"per_class": found.get(values), "classes": found["classes"]}
     return {"score": scores[headline], "scores": scores, **about}
 
