@@ -451,7 +451,7 @@ class Compare:
     steps: int | None = option(None, "Optimiser steps of a run. Default: the kind of data's own.")
     batch_size: int | None = option(None, "Crops or shapes per step. Default: the kind of data's own.")
     points: int | None = option(None, "Most voxels of a crop, or points of a shape. Default: the kind of data's own.")
-    head: Literal["mlp3", "mlp2", "linear"] | None = option(None, "Head of a classifier.")
+    head: Literal["mlp3", "mlp2", "mlp", "linear"] | None = option(None, "Head of a classifier; of videos mlp, linear.")
     transform: str = option("auto", "Training transforms, the same for all.")
     select: Literal["last", "val"] = option("last", "Which step counts: the last, or the best on validation data.")
     threads: int = option(0, "CPU threads of torch; 0 = leave them.")

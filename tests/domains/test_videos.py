@@ -434,3 +434,19 @@ def test_bad_arguments(trained, tmp_path, capsys):
     }.items():
         assert message in refused(capsys, *arguments), arguments
     assert not (tmp_path / "run").exists()
+
+
+def test_arms_are_compared(tmp_path, monkeypatch):
+    """Each arm with its own Stage 1; what they cost; scores per class."""
+    from pointadapt.compare.compare import compare
+
+    monkeypatch.setattr(alignment, "SOURCE", 32)
+    run = video_run(tmp_path)
+    arms = ["probe = linear", "PointATA = pointata[rank=4,align=procedural,align_epochs=1,align_steps=1]"]
+    settings = {"backbone": run.backbone, "steps": 1, "batch_size": 4, "head": "linear", "threads": 1, "val_share": 0.0}
+    result = compare(run.data, tmp_path / "grid", arms, seeds=1, factors=(1.0,), **settings)
+    assert result["finished"] == result["runs"] == 2
+    text = (tmp_path / "grid" / "compare.csv").read_text()
+    assert "probe" in text and "video_accuracy" in text
+    page = (tmp_path / "grid" / "compare.html").read_text()
+    assert "video acc." in page and "left" in page

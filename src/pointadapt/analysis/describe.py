@@ -104,7 +104,7 @@ def result_table(result: dict[str, Any]) -> Table:
 
 IN_WORDS = (
     "points: features of single points and attention, for scenes and objects; voxels: convolutions, for scenes; "
-    "tokens: groups of points, for objects"
+    "tokens: groups of points, for objects and videos"
 )
 
 

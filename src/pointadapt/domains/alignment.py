@@ -27,8 +27,10 @@ from pointadapt.point import Point
 WEIGHTS, LOG = "align.safetensors", "align.json"
 #: Shapes that make up the source.
 SOURCE = 1000
-#: Bytes that the observed clips may take; as many clips as fit are aligned, evenly over the classes.
-MEMORY = 1 << 30
+#: Most clips that are looked at, evenly over the classes, and bytes that what is seen of them may take.
+CLIPS, MEMORY = 512, 1 << 30
+#: Tokens of a clip that a step looks at; their mean stands for that of all.
+TOKENS = 256
 BATCH = 16
 UNITS: dict[str, Unit] = {"action": "clip", "action_segmentation": "frame", "video_segmentation": "token"}
 
@@ -58,7 +60,7 @@ def first_stage(model: Any, domain: Domain, resume: bool, is_main: bool) -> dict
     rows = chosen(items, model, seed)
     how = Align(
         objective=config.align_objective, epochs=config.align_epochs, steps=config.align_steps, seed=seed,
-        source_batch=min(256, len(names)), subset=min(400, len(names)),
+        source_batch=min(256, len(names)), subset=min(400, len(names)), tokens=TOKENS,
     )  # fmt: skip
 
     def log(line: dict[str, Any]) -> None:
@@ -104,7 +106,7 @@ def chosen(items: VideoItems, model: Any, seed: int) -> np.ndarray:
     backbone = model.get_base_model().backbone
     groups = getattr(backbone.config, "groups", 64)
     each = 12 * items.dataset.frames * groups * backbone.out_channels  # three observations of four bytes
-    limit = max(MEMORY // each, 2 * len(items.dataset.classes))
+    limit = max(min(MEMORY // each, CLIPS), 2 * len(items.dataset.classes))
     labels = [items.videos[clip.video].target or 0 for clip in items.clips]
     return balanced(labels, limit, seed)
 
