@@ -38,6 +38,8 @@ def test_all_leaves_out_what_cannot_work_and_says_why():
     names = [arm.name for arm in arms]
     assert names[:2] == ["linear", "bitfit"] and "gem" in names and "decoder" not in names
     assert "dec" in refused["decoder"]
+    foundation = load_backbone("bert", weights=None)
+    assert [arm.name for arm in choose_arms(["all"], foundation)[0]] == ["appt"]
     with pytest.raises(UserError, match="cannot work"):
         choose_arms(["decoder"], load_backbone("nano", weights=None))
     with pytest.raises(UserError, match="twice"):

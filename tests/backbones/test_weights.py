@@ -128,6 +128,7 @@ def test_what_a_user_gets_wrong(checkpoint, tmp_path):
     cases = {
         "sonnata": "unknown backbone",
         str(tmp_path / "nothing.pth"): "no checkpoint file",
+        "./no/where": "no checkpoint file ./no/where",
         str(tmp_path): "neither model.safetensors",
     }
     for name, message in cases.items():

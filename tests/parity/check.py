@@ -3,8 +3,8 @@
     python tests/parity/check.py FIXTURE.safetensors...
 
 The kind of a fixture is the start of its file name. Prints the largest error per tensor and exits with 1 when any
-is above the tolerance, 2 when a file is of no known kind. A kind lives in the module of its name beside this file:
-``check(path) -> [(tensor name, error, tolerance), ...]``.
+is above the tolerance, 2 when a file is missing, or of no known kind. A kind lives in the module of its name beside
+this file: ``check(path) -> [(tensor name, error, tolerance), ...]``.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def main(paths: list[str]) -> int:
         return 2
     failed = unknown = False
     for path in (p for p in map(Path, paths) if p.suffix != ".json"):  # side-cars are read with their fixture
+        if not path.is_file():
+            print(f"{path}: there is no such file")
+            unknown = True
+            continue
         try:
             results = check(path)
         except KeyError as error:

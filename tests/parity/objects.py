@@ -42,7 +42,10 @@ class Fixture:
         with safe_open(path, "pt") as file:
             meta = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no iterator)
-        notes = json.loads(path.with_suffix(".json").read_text())
+        sidecar = path.with_suffix(".json")
+        if not sidecar.is_file():
+            raise SystemExit(f"{path}: its side-car {sidecar.name} is missing: put it beside the file")
+        notes = json.loads(sidecar.read_text())
         state = {k.removeprefix("sd."): v.float() for k, v in tensors.items() if k.startswith("sd.")}
         if not state:
             state = generated(notes["keys"], int(meta["seed"]))

@@ -264,8 +264,7 @@ def find(name: str) -> Path:
         source = BACKBONES[name]
         if source.repo is None and source.file is None:
             raise UserError(
-                f"{name!r} has no hosted weights: give a checkpoint file, with config={name!r} (--architecture {name} "
-                "on the command line)"
+                f"{name!r} has no hosted weights: give a checkpoint file, with config={name!r} (--architecture)"
             )
         if source.repo is None:
             asset = ASSETS / str(source.file)
@@ -274,7 +273,8 @@ def find(name: str) -> Path:
             return asset
         print(f"{name}: weights of {source.repo}, licence {source.licence}")
         return download(source.repo, str(source.file))
-    if path.suffix in (".pth", ".pt", ".safetensors", ".bin") and name.count("/") != 2:
+    is_file_name = path.suffix in (".pth", ".pt", ".safetensors", ".bin") and name.count("/") != 2
+    if is_file_name or name.startswith((".", "~")):
         raise UserError(f"there is no checkpoint file {name}: check the path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", name):
         org, repo, *inside = name.split("/")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pointadapt.backbones.foundation import NoTokenizer
 from pointadapt.errors import UserError
 
 #: Methods in the order of the published tables; others follow by name.
@@ -95,6 +96,8 @@ def why_not(config: Any, name: str, backbone: Any) -> str:
     kind = getattr(backbone, "kind", "points")
     if kind not in getattr(config, "works_on", ("points", "tokens")):
         return config.needs
+    if isinstance(getattr(backbone, "tokenizer", None), NoTokenizer) and name != "appt":
+        return "a backbone that knows point clouds; on foundation models use appt"
     missing = [part for part in getattr(config, "trains", ()) if part and not part_of(backbone, part)]
     return f"a backbone with a part {missing[0]!r}" if missing else ""
 
