@@ -18,7 +18,7 @@ from pointadapt.data.io import read_scan
 from pointadapt.data.video_set import VideoSet
 from pointadapt.domains import alignment
 from pointadapt.domains.domain import open_domain
-from pointadapt.domains.models import load_model
+from pointadapt.domains.models import build_model, load_model
 from pointadapt.domains.video_outputs import write_ply
 from pointadapt.domains.videos import filled
 from pointadapt.evaluate import evaluate
@@ -259,8 +259,6 @@ def test_stage_one_sees_the_training_split_alone(tmp_path, monkeypatch):
         return sample
 
     monkeypatch.setattr("pointadapt.data.videos.VideoItems.clip", watched)
-    from pointadapt.domains.models import build_model
-
     run.folder.mkdir()
     domain.first_stage(build_model(domain), False, True)
     held = {video.name for split in ("val", "test") for video in domain.dataset.videos(split)}
@@ -450,3 +448,26 @@ def test_arms_are_compared(tmp_path, monkeypatch):
     assert "probe" in text and "video_accuracy" in text
     page = (tmp_path / "grid" / "compare.html").read_text()
     assert "video acc." in page and "left" in page
+
+
+def test_stage_one_is_for_videos(tmp_path, capsys):
+    from tiny_objects import write_shapes
+
+    shapes = write_shapes(tmp_path / "shapes", train=2, test=1)
+    arguments = ["adapt", shapes, "--out", tmp_path / "run", *flags(tmp_path), "--method", "pointata"]
+    assert "align is for videos" in refused(capsys, *arguments, "--method.align", "procedural")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rare_classes_weigh_more(tmp_path):
+    videos = write_point_classes(tmp_path / "videos")
+    for file in (videos / "train").rglob("*.ply"):
+        coord = read_scan(file).coord
+        write_frame(file, coord, np.where(np.arange(len(coord)) < 2, 3, 4))
+    run = video_run(tmp_path, data=videos, val_share=0.0, select="last")
+    domain = open_domain(run)
+    model = build_model(domain)
+    assert model.get_base_model().weights is None
+    domain.first_stage(model, False, True)
+    low, high = model.get_base_model().weights.tolist()
+    assert high == 1 and 2 < low < 5

@@ -66,10 +66,12 @@ class Domain(ABC):
     dataset   what ``data.open.open_dataset`` gives; has ``names`` (the model's outputs), ``as_dict``, ``paths(split)``
     target    key of a batch's labels, the second argument of the task's ``loss``
     options   what prediction may be told, with defaults; ``told`` is what it was told
+    aligns    whether it knows a method's first stage
     """
 
     target: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {}
+    aligns: ClassVar[bool] = False
 
     def __init__(self, run: Run, dataset: Any) -> None:
         self.dataset = dataset
@@ -94,6 +96,8 @@ class Domain(ABC):
     def settled(self, run: Run) -> Run:
         """``run`` with "auto" and epochs replaced by what they mean for this data set. Raises UserError for settings
         that do not suit it."""
+        if run.options.get("align", "none") != "none" and not self.aligns:
+            raise UserError(f"align is for videos: leave it out for {run.kind}")
         preset = self.dataset.transform if run.transform == "auto" else run.transform
         if preset not in self.transforms():
             raise UserError(f"transform {preset!r} is unknown: use auto or one of {', '.join(self.transforms())}")

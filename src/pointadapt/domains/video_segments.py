@@ -28,10 +28,13 @@ from pointadapt.metrics import classification_scores, confusion_matrix, scores, 
 from pointadapt.metrics_video import SegmentScores
 from pointadapt.run import Run
 from pointadapt.tasks.action_segmentation import ActionSegmentation
+from pointadapt.tasks.clips import class_weights
 from pointadapt.tasks.video_segmentation import VideoSegmentation
 
 #: A folder of labelled frames has these beside them.
 SHARES, TIMELINE = "classes.csv", "timeline.png"
+#: Training clips whose points are counted to weigh the classes.
+COUNTED = 256
 
 
 class FrameActions(Videos):
@@ -110,7 +113,10 @@ class FrameActions(Videos):
 
 
 class PointClasses(Videos):
-    """One class per point of every frame. Scored on the points that the model sees, clip by clip, as published."""
+    """One class per point of every frame; the loss weighs classes by 1 / ln(1.2 + their share).
+
+    Scored on the points that the model sees, clip by clip, as published.
+    """
 
     target: ClassVar[str] = "segment"
     heads: ClassVar[tuple[str, ...]] = ("mlp",)
@@ -123,6 +129,16 @@ class PointClasses(Videos):
     def task(self, backbone: Any) -> VideoSegmentation:
         self.know(backbone)
         return VideoSegmentation(backbone, self.names, dropout=self.run.dropout)
+
+    def first_stage(self, model: nn.Module, resume: bool, is_main: bool) -> dict[str, Any] | None:
+        """Weighs the loss's classes by how often they occur in training clips, as published for Synthia4D."""
+        items, counts = self.items("train"), np.zeros(len(self.names), np.int64)
+        for row in np.unique(np.linspace(0, len(items.clips) - 1, COUNTED).astype(int)):
+            segment = items.clip(int(row))["segment"]
+            counts += np.bincount(segment[segment >= 0], minlength=len(counts))
+        device = next(model.parameters()).device
+        model.get_base_model().weights = class_weights(torch.from_numpy(counts)).to(device)  # type: ignore[operator]
+        return super().first_stage(model, resume, is_main)
 
     def evaluate(
         self, model: nn.Module, items: VideoItems, device: torch.device, asked: Asked, shown: int = 0

@@ -45,6 +45,7 @@ class Videos(Domain):
     """
 
     dataset: VideoSet
+    aligns: ClassVar[bool] = True
     heads: ClassVar[tuple[str, ...]] = ("mlp", "linear")
 
     def __init__(self, run: Run, dataset: VideoSet) -> None:
