@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from pointadapt.errors import UserError
 from pointadapt.ops import sparse_conv
 from pointadapt.ops.sparse_conv import make_neighbors, subm_conv
+from pointadapt.ops.strided_conv import DownConv3d, UpConv3d
 from pointadapt.point import Point, collate
 from scenes import cloud
 
@@ -38,7 +41,7 @@ def with_duplicates():
     """Three clouds, one empty; some voxels have two and three rows."""
     one = cloud(60, 5)
     grid = torch.cat([one.grid_coord, one.grid_coord[:20], one.grid_coord[:4]])
-    twice = Point(grid.float(), torch.zeros(len(grid), 9), torch.tensor([len(grid)]), grid)
+    twice = Point(grid.float(), torch.randn(len(grid), 9), torch.tensor([len(grid)]), grid)
     return collate([twice, cloud(0), cloud(40, 4, seed=1)]).to(DEVICE)
 
 
@@ -222,5 +225,61 @@ def test_a_layer_runs_on_triton_where_it_is_asked_to(monkeypatch):
         conv(point)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["several", "duplicates", "one row"])
+def test_convolutions_between_resolutions(name, dtype, monkeypatch):
+    """Down and up again with all gradients, against PyTorch's in float64; duplicates count on the way down."""
+    point, grad = points()[name], draw(len(points()[name]), 7)
+    results = []
+    for backend, kind in (("torch", torch.float64), ("triton", dtype)):
+        monkeypatch.setenv("POINTADAPT_CONV", backend)
+        torch.manual_seed(0)
+        down, up = (conv.to(DEVICE, dtype).to(kind) for conv in (DownConv3d(9, 12), UpConv3d(12, 7)))
+        feat = point.feat.to(dtype).to(kind).requires_grad_()
+        out = up(down(point.but(feat=feat, cache={})))
+        out.backward(grad.to(dtype).to(kind))
+        results.append([out, feat.grad, *(p.grad for m in (down, up) for p in m.parameters())])
+    for value, truth in zip(*reversed(results), strict=True):
+        assert value.dtype == dtype and error(value, truth.detach()) <= TOLERANCE.get(dtype, 1e-12)
+
+
 def test_the_cpu_stays_with_pytorch():
     assert not sparse_conv.uses_triton(torch.zeros(1, 1))
+
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from pointadapt.ops import triton_kernels
+
+def built(kernel, capability, tile, **constants):
+    names = kernel.arg_names
+    kinds = {"key_ptr": "*i64", "sorted_ptr": "*i64", "row_ptr": "*i64", "stride_ptr": "*i64", "x_ptr": "*fp16",
+             "w_ptr": "*fp16", "bias_ptr": "*fp16", "grad_ptr": "*fp16", "out_ptr": "*fp32"}
+    types = {n: kinds.get(n, "*i32" if n.endswith("_ptr") else "i32") for n in names}
+    aligned = [i for i, name in enumerate(names) if name.endswith("_ptr") or name in ("inner", "outer")]
+    source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"),
+                       constexprs={(names.index(n),): value for n, value in constants.items()},
+                       attrs={(i,): [["tt.divisibility", 16]] for i in aligned})
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=tile)
+
+for capability in (80, 90):
+    tile = {"num_warps": 4, "num_stages": 5}
+    built(triton_kernels.find_neighbors, capability, {}, KERNEL=3, BLOCK=256)
+    common = {"WIDEN": False, "PRECISION": "ieee"}
+    forward = built(triton_kernels.tap_product, capability, tile, BIAS=True, MIRROR=False, w_inner=1,
+                    BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, **common)
+    backward = built(triton_kernels.tap_weight_gradient, capability, tile, BLOCK_O=64, BLOCK_I=64, BLOCK_R=64, **common)
+    for kernel in (forward, backward):
+        assert kernel.asm["cubin"] and "cp.async" in kernel.asm["ptx"], "loads are not pipelined"
+        assert ("wgmma" if capability == 90 else "mma.sync") in kernel.asm["ptx"], "no tensor cores"
+"""
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_ampere_and_hopper(tmp_path):
+    """To machine code, which needs no GPU: with loads in flight during products, and products on tensor cores."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.ops.segment import segment_mean
-from pointadapt.ops.sparse_conv import Neighbors
+from pointadapt.ops.sparse_conv import Neighbors, uses_triton
+from pointadapt.ops.tap_map import TapMap, stride_map
 from pointadapt.point import Point
 
 
@@ -51,14 +52,22 @@ def coarsen(point: Point, stride: int = 2) -> Point:
     return made.but(parent=point, extra=point.extra)  # what is remembered holds coordinates alone
 
 
-def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors:
-    """(tap, coarse rows, fine rows) for every tap of the s^3 cube that has any; once per set of coordinates."""
+def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors | TapMap:
+    """(tap, coarse rows, fine rows) for every tap of the s^3 cube that has any; once per set of coordinates.
+
+    For Triton kernels the same as tables; either way what :func:`tap_conv` takes.
+    """
+    inverse = coarse.pooling_inverse
+    assert inverse is not None
+
+    def taps() -> Tensor:
+        grid = fine.grid_coord
+        assert grid is not None
+        x, y, z = (grid.long() % stride).unbind(1)
+        return (x * stride + y) * stride + z
 
     def make() -> Neighbors:
-        grid, inverse = fine.grid_coord, coarse.pooling_inverse
-        assert grid is not None and inverse is not None
-        x, y, z = (grid.long() % stride).unbind(1)
-        tap = (x * stride + y) * stride + z
+        tap = taps()
         order = tap.argsort(stable=True)
         found, start = [], 0
         for number, count in enumerate(torch.bincount(tap, minlength=stride**3).tolist()):
@@ -68,6 +77,8 @@ def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors:
             start += count
         return found
 
+    if uses_triton(fine.feat):
+        return fine.remember(("tap_links", stride), lambda: stride_map(taps(), inverse, len(coarse), stride**3))
     return fine.remember(("links", stride), make)
 
 
@@ -99,12 +110,20 @@ class TapConvolution(torch.autograd.Function):
         return grad_feat, None if grad_taps is None else grad_taps.view_as(weight), None, None
 
 
-def tap_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors, rows: int) -> Tensor:
+def tap_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap, rows: int) -> Tensor:
     """[rows, out] of feat [N, in], weight [out, s, s, s, in] and pairs (tap, rows written, rows read).
 
     Under autocast it computes in the autocast type, as a linear layer does.
     """
     device = feat.device.type
+    if isinstance(pairs, TapMap):
+        if torch.is_autocast_enabled(device):
+            feat = feat.to(torch.get_autocast_dtype(device))
+        if feat.dtype != torch.float64:
+            from pointadapt.ops import triton_conv
+
+            return triton_conv.tap_conv(feat, weight, bias, pairs)
+        pairs = pairs.as_pairs()
     if torch.is_autocast_enabled(device):
         feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
     out = TapConvolution.apply(feat, weight, pairs, rows)
@@ -140,5 +159,6 @@ class UpConv3d(Strided):
     def forward(self, coarse: Point) -> Tensor:
         fine = coarse.parent
         assert fine is not None
-        pairs = [(tap, down, up) for tap, up, down in links(fine, coarse, self.stride)]
+        pairs = links(fine, coarse, self.stride)
+        pairs = pairs.reversed() if isinstance(pairs, TapMap) else [(tap, down, up) for tap, up, down in pairs]
         return tap_conv(coarse.feat, self.weight, self.bias, pairs, len(fine))

@@ -124,21 +124,45 @@ class TapMap:
     back      what the gradient of an input row reads
     mirrored  ``back`` is ``there`` with the taps in the opposite order (submanifold convolution)
     same      output rows that ``back`` reaches through the first row of their voxel only
+    merged    input rows that ``there`` reaches so: their features are summed into the first row beforehand
     """
 
     there: TapTable
     back: TapTable
     mirrored: bool = False
     same: Duplicates | None = None
+    merged: Duplicates | None = None
+
+    def reversed(self) -> TapMap:
+        """The convolution from the output rows to the input rows over the same links (not of a mirrored one)."""
+        return TapMap(self.back, self.there, same=self.merged, merged=self.same)
 
     def as_pairs(self) -> list[tuple[int, Tensor, Tensor]]:
         """The same as a list of (tap, rows written, rows read) int64; the centre tap of a submanifold one left out.
 
         Waits for the device.
         """
+        if self.merged is not None:  # only the other direction lists every row
+            return [(tap, written, read) for tap, read, written in self.reversed().as_pairs()]
         found = []
         for tap, sources in enumerate(self.there.sources):
             column = (sources >= 0).nonzero()[:, 0]
             if len(column) and not (self.mirrored and tap == len(self.there.sources) // 2):
                 found.append((tap, self.there.order[column].long(), sources[column].long()))
         return found
+
+
+def stride_map(tap: Tensor, coarse: Tensor, rows: int, taps: int) -> TapMap:
+    """From fine rows to ``rows`` coarse ones: fine row n reaches row coarse[n] through tap[n], both [N] int64.
+
+    Several fine rows of one coarse row and tap are duplicates of one voxel.
+    """
+    fine = torch.arange(len(tap), dtype=torch.int32, device=tap.device)
+    up = torch.full((taps, len(tap)), -1, dtype=torch.int32, device=tap.device)
+    up.scatter_(0, tap[None], coarse.int()[None])
+    none, place = len(tap), tap * rows + coarse
+    down = torch.full((taps * rows,), none, dtype=torch.int32, device=tap.device)
+    down.scatter_reduce_(0, place, fine, "amin")
+    first = Duplicates(down[place].long())
+    down = torch.where(down == none, -1, down).view(taps, rows)
+    return TapMap(TapTable.sort(down), TapTable.sort(up), merged=first)

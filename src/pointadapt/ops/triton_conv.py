@@ -291,4 +291,6 @@ def tap_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, taps: TapMap) ->
     """
     if feat.dtype not in DTYPES:
         raise TypeError(f"Triton kernels compute in {', '.join(str(d) for d in DTYPES)}, not {feat.dtype}")
+    if taps.merged:
+        feat = taps.merged.merge(feat)
     return TapConvolution.apply(feat, weight, bias, taps)
