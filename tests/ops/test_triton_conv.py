@@ -13,6 +13,7 @@ from pointadapt.errors import UserError
 from pointadapt.ops import sparse_conv
 from pointadapt.ops.sparse_conv import make_neighbors, subm_conv
 from pointadapt.ops.strided_conv import DownConv3d, UpConv3d
+from pointadapt.ops.tap_map import TapTable
 from pointadapt.point import Point, collate
 from scenes import cloud
 
@@ -88,7 +89,7 @@ def test_tiles_list_exactly_the_taps_their_rows_have(block):
 def test_sorted_rows_leave_less_to_compute():
     table = make_subm_map(cloud(600, 14).to(DEVICE), 3).there
     unsorted = torch.empty_like(table.sources).index_copy_(1, table.order.long(), table.sources)
-    as_given = triton_conv.TapTable(unsorted, torch.arange(unsorted.shape[1], dtype=torch.int32, device=DEVICE))
+    as_given = TapTable(unsorted, torch.arange(unsorted.shape[1], dtype=torch.int32, device=DEVICE))
     assert 1 <= table.work(16) < 0.8 * as_given.work(16)
 
 
@@ -283,3 +284,52 @@ def test_kernels_compile_for_ampere_and_hopper(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_tables_are_made_without_the_host():
+    """On the meta device every operation fails whose result's shape depends on values."""
+    table = TapTable.sort(torch.empty(125, 1000, dtype=torch.int32, device="meta"))
+    taps, count, sources, heavy = table.tiles(64)
+    assert (taps.shape, count.shape, sources.shape, heavy.shape) == ((16, 125), (16,), (16, 125, 64), (16,))
+    assert [t.shape for t in table.pairs()] == [(125, 1000), (125, 1000), (125,)]
+
+
+def test_the_fastest_tile_is_chosen_once(monkeypatch):
+    slow, fast, huge = Tile(64, 64, 64), Tile(32, 32, 32), Tile(128, 128, 128)
+    timed = []
+
+    def do_bench(run, **_):
+        timed.append(run())
+        if timed[-1] == huge:
+            raise triton_conv.triton.runtime.errors.OutOfResources(2, 1, "shared memory")
+        return timed[-1].rows
+
+    monkeypatch.setattr(triton_conv, "INTERPRETED", False)
+    monkeypatch.setattr(triton_conv, "chosen", {})
+    monkeypatch.setattr(triton_conv.triton.testing, "do_bench", do_bench)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    tiles = [slow, huge, fast]
+    with monkeypatch.context() as patch:
+        patch.setenv("POINTADAPT_TUNE", "0")
+        assert triton_conv.choose("product", tiles, lambda tile: tile) == slow and not timed
+    assert triton_conv.choose("product", tiles, lambda tile: tile) == fast and timed == tiles
+    assert triton_conv.choose("product", tiles, lambda tile: tile) == fast and timed == tiles
+    with pytest.raises(RuntimeError, match="POINTADAPT_CONV=torch"):
+        triton_conv.choose("other", [huge], lambda tile: tile)
+
+
+def test_tiles_and_parts_fit_the_product(monkeypatch):
+    half = triton_conv.fitted(triton_conv.PRODUCT_TILES, None, 48, 9, torch.float16)
+    assert {(t.columns, t.depth) for t in half} == {(64, 16)} and {t.rows for t in half} == {32, 64, 128}
+    full = triton_conv.fitted(triton_conv.WEIGHT_TILES, 3, 512, None, torch.float32)
+    assert {t.rows for t in full} == {16} and {t.depth for t in full} == {16, 32}
+    monkeypatch.setattr(triton_conv, "processors", lambda device: 132)
+    assert [triton_conv.parts(n, torch.device("cpu"), 16) for n in (1, 16, 100, 132, 1000)] == [16, 16, 2, 2, 1]
+
+
+def test_deterministic_algorithms_fix_tile_and_parts(monkeypatch):
+    monkeypatch.setattr(triton_conv, "processors", lambda device: 132)
+    monkeypatch.setattr(triton_conv, "INTERPRETED", False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert triton_conv.parts(1, torch.device("cpu"), 16) == 1
+    assert triton_conv.choose("unseen", list(triton_conv.WEIGHT_TILES), pytest.fail) == triton_conv.WEIGHT_TILES[0]
