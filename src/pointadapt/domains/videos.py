@@ -36,6 +36,8 @@ from pointadapt.tasks.video import VideoClassification
 TO_VIEW = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 #: Frames of a clip that the report shows side by side.
 SHOWN_FRAMES = 5
+#: Bytes of frames kept in prediction, where only clips that overlap show one twice.
+FRAMES_KEPT = 32 << 20
 
 
 class Videos(Domain):
@@ -140,7 +142,7 @@ class Videos(Domain):
     def to_predict(self, name: Path) -> VideoItems:
         """All clips of one video, without labels; a short one is shown whole whatever training did with such."""
         dataset = replace(self.dataset, short_video="pad_last")
-        return VideoItems(dataset, [self.sources[name]], train=False, need=self.need)
+        return VideoItems(dataset, [self.sources[name]], train=False, need=self.need, memory=FRAMES_KEPT)
 
 
 class Actions(Videos):
