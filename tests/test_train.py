@@ -156,6 +156,14 @@ def test_resume_refuses_other_settings(finished):
     assert train(other, resume=True)["steps"] == 40
 
 
+def test_resume_refuses_another_data_set(finished, tmp_path):
+    run, _ = finished
+    other = Run.load(run.folder)
+    other.data = write_scans(tmp_path / "other", train=5)
+    with pytest.raises(UserError, match="another data set"):
+        train(other, resume=True)
+
+
 def test_existing_folders(finished, tmp_path):
     run, _ = finished
     with pytest.raises(UserError, match="--resume .* --overwrite"):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pointadapt.errors import UserError
 from pointadapt.files import write_bytes, write_text
-from pointadapt.run import Run
+from pointadapt.run import Run, read_json
 
 ALIGNED = ("align.json", "align.safetensors")  # Stage 1 of PointATA, done (domains/alignment.py)
 MADE_BY_TRAINING = (*ALIGNED, "run.json", "result.json", "metrics.jsonl", "adapter", "state", "tensorboard")
@@ -68,8 +68,16 @@ def can_resume(out: Path) -> bool:
     return has_state(out) or all((out / name).is_file() for name in ALIGNED)
 
 
-def check_resumable(run: Run, started: Run) -> None:
-    """Raises UserError where ``run`` has other settings than the run that was started in its folder."""
+def check_resumable(run: Run, started: Run, dataset: Any) -> None:
+    """Raises UserError where ``run`` has other settings, or its data set reads otherwise, than when it was started.
+
+    The data may have moved since.
+    """
+    read = json.loads(json.dumps(dataset.as_dict()))
+    if read != read_json(run.folder / "run.json")["dataset"]:
+        raise UserError(
+            f"{dataset.file} is another data set than {run.folder} was started on: give that one, or another --out"
+        )
     before, now = started.as_dict(), run.as_dict()
     changed = [k for k in now if now[k] != before[k] and k not in ("data", "out", "num_workers", "cache")]
     if changed:

@@ -272,7 +272,7 @@ class Adapt:
         run = Run(**given)
         if not vars(self)["resume"]:
             return run
-        return dataclasses.replace(Run.load(run.folder), **{k: v for k, v in given.items() if k not in ("data", "out")})
+        return dataclasses.replace(Run.load(run.folder), **{k: v for k, v in given.items() if k != "out"})
 
 
 def changed(values: Any) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from pointadapt.domains.models import load_model
 from pointadapt.errors import UserError
 from pointadapt.run import Run
 
+#: Files that could not be read, told one by one; of the others the number.
+TOLD = 5
+
 
 def predict(
     run: Run | Path | str,
@@ -64,7 +67,11 @@ def predict(
         domain.conclude(target, labelled)
     more = domain.about_all(answers) if answers else []
     if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} {domain.kind.sources} were not labelled: {'; '.join(failed)}")
+        sentence = "; ".join(failed[:TOLD]) + (f"; and {len(failed) - TOLD} more" if len(failed) > TOLD else "")
+        if answers:
+            target = next(iter(answers))
+            sentence += f"; the others are in {target if len(answers) == 1 else target.parent}"
+        raise UserError(f"{len(failed)} of {len(jobs)} {domain.kind.sources} were not labelled: {sentence}")
     return [*answers, *more]
 
 

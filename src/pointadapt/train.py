@@ -150,7 +150,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
     domain = open_domain(run)
     run, out = domain.run, run.folder
     if resume:
-        check_resumable(run, domain.settled(Run.load(out)))
+        check_resumable(run, domain.settled(Run.load(out)), domain.dataset)
     split = domain.held_out()
     model = build_model(domain)
     task = model.get_base_model()

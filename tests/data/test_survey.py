@@ -153,7 +153,7 @@ def test_finds_scans_of_all_kinds(tmp_path):
 
 
 def test_no_scans(tmp_path):
-    with pytest.raises(UserError, match="no scans in it; supported are"):
+    with pytest.raises(UserError, match="no scans in it .* and no shapes"):
         init_dataset(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         init_dataset(tmp_path / "nowhere")

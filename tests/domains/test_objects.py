@@ -388,7 +388,8 @@ def test_bad_shapes_are_told_after_the_others_are_done(finished, tmp_path):
     broken = shape("box", 1)
     broken[3, 1] = np.nan
     write_shape(source / "nan.ply", broken)
-    with pytest.raises(UserError, match=r"3 of 4 shapes were not labelled: .*empty\.off.*few\.ply.*nan\.ply"):
+    words = r"3 of 4 shapes were not labelled: .*empty\.off.*few\.ply.*nan\.ply.*others are in .*predictions\.csv"
+    with pytest.raises(UserError, match=words):
         predict(run, source, tmp_path / "out.csv", quiet=True)
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert len(lines) == 2 and lines[1].startswith("good.ply,")

@@ -47,7 +47,10 @@ def find_scans(folder: Path | str) -> list[Path]:
         raise UserError(f"{folder}: no such folder")
     found = walk_scans(folder)
     if not found:
-        raise UserError(f"{folder}: no scans in it; supported are LAS, LAZ, PLY, PCD, E57, NPY and NPZ files")
+        raise UserError(
+            f"{folder}: no scans in it (LAS, LAZ, PLY, PCD, E57, NPY, NPZ), and no shapes (also OFF, XYZ, TXT; "
+            "a folder for each class)"
+        )
     return found
 
 
