@@ -388,7 +388,7 @@ def test_bad_shapes_are_told_after_the_others_are_done(finished, tmp_path):
     broken = shape("box", 1)
     broken[3, 1] = np.nan
     write_shape(source / "nan.ply", broken)
-    words = r"3 of 4 shapes were not labelled: .*empty\.off.*few\.ply.*nan\.ply.*others are in .*predictions\.csv"
+    words = r"3 of 4 shapes were not labelled: .*empty\.off.*few\.ply.*nan\.ply.*others are in .*out\.csv"
     with pytest.raises(UserError, match=words):
         predict(run, source, tmp_path / "out.csv", quiet=True)
     lines = (tmp_path / "out.csv").read_text().splitlines()
