@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pointadapt.ops.sparse_conv import make_neighbors, subm_conv
 from pointadapt.ops.strided_conv import DownConv3d, UpConv3d
 from pointadapt.ops.tap_map import TapTable
 from pointadapt.point import Point, collate
-from scenes import cloud
+from scenes import cloud, tiny
 
 pytest.importorskip("triton", reason="Triton kernels need triton")
 
@@ -246,6 +247,42 @@ def test_convolutions_between_resolutions(name, dtype, monkeypatch):
 
 def test_the_cpu_stays_with_pytorch():
     assert not sparse_conv.uses_triton(torch.zeros(1, 1))
+
+
+def test_a_gpu_has_triton_from_ampere_on_and_where_it_works(monkeypatch):
+    """On a stand-in for a GPU's tensor: the kernel that is tried runs where this test runs."""
+    feat = SimpleNamespace(dtype=torch.bfloat16, is_cuda=True, device=torch.device(DEVICE))
+    sparse_conv.triton_works.cache_clear()
+    monkeypatch.delenv("POINTADAPT_CONV", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not sparse_conv.uses_triton(feat)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert sparse_conv.uses_triton(feat)
+    assert not sparse_conv.uses_triton(SimpleNamespace(**vars(feat) | {"dtype": torch.float64}))
+
+    def no_compiler(*_):
+        raise RuntimeError("no C compiler")
+
+    sparse_conv.triton_works.cache_clear()
+    monkeypatch.setattr(triton_conv, "make_subm_map", no_compiler)
+    with pytest.warns(RuntimeWarning, match="no C compiler"):
+        assert not sparse_conv.uses_triton(feat)
+    assert not sparse_conv.uses_triton(feat)  # tried and told once
+    sparse_conv.triton_works.cache_clear()
+
+
+@pytest.mark.parametrize("generation", ["m1", "m2"])
+def test_a_network_gives_the_same_on_triton(generation, monkeypatch):
+    point, results = collate([cloud(60, 8), cloud(20, 4, seed=1)]).to(DEVICE), []
+    for backend in ("torch", "triton"):
+        monkeypatch.setenv("POINTADAPT_CONV", backend)
+        model = tiny(generation=generation).to(DEVICE).requires_grad_(False)
+        model.embedding.norm.requires_grad_(True)
+        out = model(point.but(cache={})).feat
+        (out**2).sum().backward()
+        results.append([out, *(p.grad for p in model.embedding.norm.parameters())])
+    for value, truth in zip(*reversed(results), strict=True):
+        assert error(value, truth.detach()) < 1e-4
 
 
 COMPILE = """

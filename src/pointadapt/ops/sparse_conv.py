@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import warnings
 from functools import cache
 from itertools import product
 
@@ -33,8 +34,25 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@cache
+def triton_works(device: torch.device) -> bool:
+    """Whether a kernel finds the neighbours of three voxels on ``device``: triton also needs a C compiler there.
+
+    Tried once; a warning tells why it does not.
+    """
+    try:
+        from pointadapt.ops.triton_conv import make_subm_map
+
+        line = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 0, 2]], device=device)
+        three = Point(line.float(), line.float(), torch.tensor([3], device=device), line)
+        return int((make_subm_map(three, 3).there.sources >= 0).sum()) == 7
+    except Exception as error:  # of a compiler, a driver, a version of triton: each has its own
+        warnings.warn(f"PyTorch computes sparse convolutions, Triton cannot: {error}", RuntimeWarning, stacklevel=2)
+        return False
+
+
 def uses_triton(feat: Tensor) -> bool:
-    """Whether convolutions of ``feat`` run as Triton kernels: on GPUs since Ampere, where triton is installed.
+    """Whether convolutions of ``feat`` run as Triton kernels: on GPUs since Ampere where triton is installed and works.
 
     The environment variable POINTADAPT_CONV decides it: "torch" never, "triton" always (an error where it cannot be;
     on the CPU triton needs TRITON_INTERPRET=1), "auto" or unset as above.
@@ -46,7 +64,8 @@ def uses_triton(feat: Tensor) -> bool:
         raise UserError("POINTADAPT_CONV=triton, but triton is not installed: pip install triton, or unset it")
     known = feat.dtype in (torch.float32, torch.float16, torch.bfloat16)
     if wish == "auto":
-        return known and feat.is_cuda and has_triton() and torch.cuda.get_device_capability(feat.device) >= (8, 0)
+        modern = feat.is_cuda and torch.cuda.get_device_capability(feat.device) >= (8, 0)
+        return known and modern and has_triton() and triton_works(feat.device)
     return known and wish == "triton"
 
 
