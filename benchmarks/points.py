@@ -36,8 +36,8 @@ def numpy_voxels(coord: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray
     return rows, inverse
 
 
-def numpy_curve(grid: np.ndarray) -> np.ndarray:
-    """Rows along the z curve: the usual spread of bits, then a sort."""
+def numpy_curve(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows along the z curve, and where each row went: the usual spread of bits, then a sort."""
 
     def spread(v: np.ndarray) -> np.ndarray:
         for shift, mask in ((32, 0x1F00000000FFFF), (16, 0x1F0000FF0000FF), (8, 0x100F00F00F00F00F)):
@@ -47,7 +47,10 @@ def numpy_curve(grid: np.ndarray) -> np.ndarray:
         return v
 
     x, y, z = grid.T.astype(np.int64)
-    return (spread(x) << 2 | spread(y) << 1 | spread(z)).argsort(kind="stable")
+    order = (spread(x) << 2 | spread(y) << 1 | spread(z)).argsort(kind="stable")
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return order, inverse
 
 
 def numpy_farthest(coord: np.ndarray, count: int) -> np.ndarray:

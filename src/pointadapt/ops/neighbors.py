@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pointadapt.errors import UserError
+from pointadapt.ops.frozen import BLOCK
 from pointadapt.point import Point
 
 Rule = Literal["clean", "released"]
@@ -139,6 +140,10 @@ def thread_order(points: int) -> Tensor:
 @torch.no_grad()
 def nearest(query: Tensor, coord: Tensor, count: int) -> Tensor:
     """[B, Q, count] rows of coord [B, N, 3] nearest to query [B, Q, 3], nearest first; exact differences."""
+    most = BLOCK // max(1, query.shape[1] * coord.shape[1])
+    if coord.device.type == "cpu" and len(coord) > max(1, most):  # a few clouds at a time: distances stay in the cache
+        parts = zip(query.split(max(1, most)), coord.split(max(1, most)), strict=True)
+        return torch.cat([nearest(q, c, count) for q, c in parts])
     distance = coord.new_zeros(query.shape[0], query.shape[1], coord.shape[1])
     for axis in range(3):  # one axis at a time: no [B, Q, N, 3] is made
         distance += (query[:, :, None, axis] - coord[:, None, :, axis]).square_()

@@ -54,7 +54,8 @@ def interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
             (4, 0x10C30C30C30C30C3),
             (2, 0x1249249249249249),
         ):
-            v = (v | v << shift) & mask
+            wide = v << shift
+            v = wide.bitwise_or_(v).bitwise_and_(mask)
         return v
 
     return spread(x) << 2 | spread(y) << 1 | spread(z)
