@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from methods.objects import FAMILIES, clouds, small
 from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 from pointadapt.methods import METHODS
 from pointadapt.methods.core import adapt
@@ -54,6 +55,21 @@ def test_checkpointing_changes_no_number_and_keeps_less(method):
         _, found = kept(lambda: model(POINT.but(cache={})))
         sizes.append(sum(t.numel() for t in found))
     assert sizes[1] < 0.7 * sizes[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_of_token_networks(family):
+    model = adapt(small(family, drop_path=0.4), METHODS["adapter"]())
+    found = []
+    for checkpointing in (False, True):
+        model.get_base_model().backbone.checkpointing = checkpointing
+        model.train()
+        torch.manual_seed(3)
+        model(clouds()).square().sum().backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
 def test_trained_batch_norm_is_not_computed_twice():
