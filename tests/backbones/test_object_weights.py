@@ -220,7 +220,7 @@ def test_what_the_file_does_not_say(write):
 def test_names_are_for_their_own_files(write):
     with pytest.raises(UserError, match="does not fit this architecture"):
         load_backbone(write(official()), config="point-mae")
-    with pytest.raises(UserError, match="not a PTv3"):
+    with pytest.raises(UserError, match="holds a network over groups of points, not of points"):
         load_backbone(write(official()), config="sonata")
     with pytest.raises(UserError, match="is no backbone: use one of nano"):
         load_backbone(write(official()), config="point-mea")
