@@ -138,3 +138,10 @@ def test_spread_interpolates_within_each_cloud():
 def test_spread_with_fewer_centres_than_neighbours():
     index, weight = spread(packed(blob(5)), blob(2)[None])
     assert index.shape == (5, 2) and torch.allclose(weight.sum(1), torch.ones(5))
+
+
+def test_coordinates_that_are_no_numbers_are_refused():
+    coord = torch.rand(40, 3)
+    coord[7, 1] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinite"):
+        group(Point(coord, coord, torch.tensor([40])), 8, 4)

@@ -44,10 +44,12 @@ def clouds_of(point: Point) -> list[Tensor]:
 def group(point: Point, groups: int, size: int, rule: Rule = "clean") -> Groups:
     """Centres by farthest point sampling and their ``size`` nearest points, cloud by cloud; remembered by the point.
 
-    Raises UserError for a cloud of fewer points than ``groups`` or ``size``.
+    Raises UserError for a cloud of fewer points than ``groups`` or ``size``, and for NaN or infinite coordinates.
     """
 
     def make() -> Groups:
+        if not bool(point.coord.isfinite().all()):
+            raise UserError("Point.coord holds NaN or infinite values, which have no neighbours: remove these points")
         few = min(point.counts)
         if few < max(groups, size):
             raise UserError(
