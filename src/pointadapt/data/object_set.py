@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -15,7 +14,7 @@ import yaml
 
 from pointadapt.data.object_files import Item, list_items, taken_apart
 from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, sorted_rows, unit_sphere
-from pointadapt.data.scans import SPLITS, YAML, check_text, one_of, repeated, whole, wrong
+from pointadapt.data.scans import SPLITS, YAML, check_keys, check_text, one_of, repeated, whole, wrong
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
 
@@ -82,20 +81,8 @@ class ObjectSet:
     @classmethod
     def from_dict(cls, content: Any, folder: Path | str, file: Path | str = YAML) -> ObjectSet:
         """From what :meth:`as_dict` returned, every value checked; the listed files need not exist."""
-        if not isinstance(content, dict):
-            raise UserError(f"{file}: it must hold keys such as task and classes, not {type(content).__name__}")
-        known = [f.name for f in fields(cls) if f.name != "folder"]
-        for key in content:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, 1)
-                cure = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
-                raise UserError(f"{file}: unknown key {key!r}; {cure}")
-        for key in ("task", "classes"):
-            if key not in content:
-                raise UserError(
-                    f"{file}: the key {key!r} is missing; write the file anew with: pointadapt init {folder}"
-                )
-        dataset = cls(folder=Path(folder), **{key: CHECKS[key](file, key, value) for key, value in content.items()})
+        names = [f.name for f in fields(cls) if f.name != "folder"]
+        dataset = cls(folder=Path(folder), **checked(content, names, CHECKS, folder, file))
         dataset._check(file)
         return dataset
 
@@ -283,6 +270,19 @@ def check_choice(choices: Sequence[str]) -> Any:
     """As :func:`one_of`, for values that may be no text (YAML reads a bare y as such, but x: [1] as a list)."""
     allowed = one_of(tuple(choices))
     return lambda file, key, value: allowed(file, key, value if isinstance(value, str) else repr(value))
+
+
+def checked(
+    content: Any, names: list[str], checks: dict[str, Any], folder: Path | str, file: Path | str
+) -> dict[str, Any]:
+    """The values of a dataset.yaml with a ``task``, each checked. Raises UserError naming what is wrong."""
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: it must hold keys such as task and classes, not {type(content).__name__}")
+    check_keys(file, content, names)
+    for key in ("task", "classes"):
+        if key not in content:
+            raise UserError(f"{file}: the key {key!r} is missing; write the file anew with: pointadapt init {folder}")
+    return {key: checks[key](file, key, value) for key, value in content.items()}
 
 
 def check_task(file: Any, key: str, value: Any) -> str:

@@ -100,12 +100,7 @@ class DataSet:
                 f"{file}: `task: {content['task']}` makes it a data set of single objects, this works on scenes; "
                 f"from Python read it with open_dataset, or remove `task` if these are scenes"
             )
-        known = {f.name: f.type for f in fields(cls) if f.name not in PLACES}
-        for key in content:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, 1)
-                cure = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
-                raise UserError(f"{file}: unknown key {key!r}; {cure}")
+        check_keys(file, content, [f.name for f in fields(cls) if f.name not in PLACES])
         if "classes" not in content:
             raise UserError(f"{file}: the key 'classes' is missing (raw label id: name, one line each)")
         checked = {key: CHECKS[key](file, key, value) for key, value in content.items()}
@@ -273,6 +268,15 @@ def refuse_twice(file: Any, scans: Iterable[str]) -> None:
     twice = repeated(scans)
     if twice:
         raise UserError(f"{file}: {twice} is listed twice in `splits`; a scan learned from cannot be a test as well")
+
+
+def check_keys(file: Any, content: dict, known: list[str]) -> None:
+    """Raises UserError for a key of a dataset.yaml that is not among the known ones."""
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            cure = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
+            raise UserError(f"{file}: unknown key {key!r}; {cure}")
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +19,7 @@ from pointadapt.data.object_set import (
     check_points,
     check_share,
     check_switch,
+    checked,
     draw,
     read_yaml,
 )
@@ -110,20 +110,8 @@ class VideoSet:
     @classmethod
     def from_dict(cls, content: Any, folder: Path | str, file: Path | str = YAML) -> VideoSet:
         """From what :meth:`as_dict` returned, every value checked; the listed files need not exist."""
-        if not isinstance(content, dict):
-            raise UserError(f"{file}: it must hold keys such as task and classes, not {type(content).__name__}")
-        known = [f.name for f in fields(cls) if f.name != "folder"]
-        for key in content:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, 1)
-                cure = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
-                raise UserError(f"{file}: unknown key {key!r}; {cure}")
-        for key in ("task", "classes"):
-            if key not in content:
-                raise UserError(
-                    f"{file}: the key {key!r} is missing; write the file anew with: pointadapt init {folder}"
-                )
-        dataset = cls(folder=Path(folder), **{key: CHECKS[key](file, key, value) for key, value in content.items()})
+        names = [f.name for f in fields(cls) if f.name != "folder"]
+        dataset = cls(folder=Path(folder), **checked(content, names, CHECKS, folder, file))
         dataset._check(file)
         return dataset
 

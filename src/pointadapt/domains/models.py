@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from pointadapt.backbones.drop_path import DropPath
 from pointadapt.backbones.foundation import NoTokenizer
 from pointadapt.backbones.point_vit import PointViTConfig
 from pointadapt.backbones.weights import BACKBONES, load_backbone
@@ -33,8 +34,8 @@ def build_task(domain: Domain) -> Any:
         backbone.checkpointing = run.checkpointing
         if not run.drop_path:
             for module in backbone.modules():
-                if hasattr(module, "rate"):  # DropPath
-                    setattr(module, "rate", 0.0)  # noqa: B010
+                if isinstance(module, DropPath):
+                    module.rate = 0.0
         return domain.task(backbone)
 
 

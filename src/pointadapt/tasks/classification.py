@@ -13,7 +13,7 @@ from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
 from pointadapt.ops.segment import segment_max, segment_mean
 from pointadapt.point import Point
-from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
+from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, check_untrained, class_names
 from pointadapt.tokens import Tokens
 
 HeadKind = Literal["mlp3", "mlp2", "linear", "appt"]
@@ -63,11 +63,7 @@ class Classification(nn.Module):
         head, kind = self._modules.get("head"), kind or self.kind
         if head is not None and tuple(parts) == self.read and kind == self.kind:
             return
-        if head is not None and not isinstance(head, Head):
-            raise UserError(
-                f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
-                f"{', '.join(self.read)}: load it onto a model of its own"
-            )
+        check_untrained(head, Head, parts, self.read)
         self.read, self.kind = tuple(parts), kind
         channels = sum(width_of(part, self.backbone) for part in self.read)
         self.head = Head(self.kind, channels, len(self.classes), backbone_fingerprint(self.backbone), self.dropout)

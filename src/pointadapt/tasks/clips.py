@@ -14,7 +14,7 @@ from pointadapt.errors import UserError
 from pointadapt.ops.frames import frames_in, take_clouds, times
 from pointadapt.point import Point
 from pointadapt.tasks.classification import readout, width_of
-from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
+from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, check_untrained, class_names
 from pointadapt.tokens import Tokens
 
 
@@ -63,11 +63,7 @@ class VideoTask(nn.Module):
         Raises UserError when an adapter has trained another head already.
         """
         head = self._modules.get("head")
-        if head is not None and not isinstance(head, VideoHead):
-            raise UserError(
-                f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
-                f"{', '.join(self.read)}: load it onto a model of its own"
-            )
+        check_untrained(head, VideoHead, parts, self.read)
         self.read = tuple(parts)
         channels = sum(width_of(part, self.backbone) for part in self.read)
         self.head = make(channels, backbone_fingerprint(self.backbone))

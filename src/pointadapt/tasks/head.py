@@ -57,3 +57,12 @@ def class_names(classes: int | Sequence[str]) -> list[str]:
     if len(names) < 2:
         raise UserError(f"classes must name at least two classes to tell apart, got {names}")
     return names
+
+
+def check_untrained(head: nn.Module | None, kind: type[nn.Module], parts: Sequence[str], read: Sequence[str]) -> None:
+    """Raises UserError where an adapter has wrapped a head that reads other parts: it cannot be built anew."""
+    if head is not None and not isinstance(head, kind):
+        raise UserError(
+            f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
+            f"{', '.join(read)}: load it onto a model of its own"
+        )

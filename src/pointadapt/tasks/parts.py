@@ -17,7 +17,7 @@ from pointadapt.errors import UserError
 from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point
 from pointadapt.tasks.classification import read_part
-from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names
+from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, check_untrained, class_names
 from pointadapt.tokens import Tokens
 
 #: What a checkpoint of the published part segmentation calls the parts of the head -> ours; "_cls" in IDPT and ACT.
@@ -90,11 +90,7 @@ class PartSegmentation(nn.Module):
         head = self._modules.get("head")
         if head is not None and tuple(parts) == self.read:
             return
-        if head is not None and not isinstance(head, PartHead):
-            raise UserError(
-                f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
-                f"{', '.join(self.read)}: load it onto a model of its own"
-            )
+        check_untrained(head, PartHead, parts, self.read)
         self.read = tuple(parts)
         own = self.backbone.out_channels
         wide = len(self.taps) * own

@@ -18,7 +18,7 @@ from pointadapt.ops.frames import take_clouds
 from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point
 from pointadapt.tasks.clips import VideoHead, VideoTask
-from pointadapt.tasks.head import backbone_fingerprint
+from pointadapt.tasks.head import backbone_fingerprint, check_untrained
 from pointadapt.tasks.parts import summary, thirds
 from pointadapt.tokens import Tokens
 
@@ -56,11 +56,7 @@ class VideoSegmentation(VideoTask):
         head = self._modules.get("head")
         if head is not None and tuple(parts) == self.read:
             return
-        if head is not None and not isinstance(head, PointsHead):
-            raise UserError(
-                f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
-                f"{', '.join(self.read)}: load it onto a model of its own"
-            )
+        check_untrained(head, PointsHead, parts, self.read)
         self.read = tuple(parts)
         own = self.backbone.out_channels
         wide = len(self.taps) * own
