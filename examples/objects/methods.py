@@ -29,5 +29,5 @@ if __name__ == "__main__":
     compare(
         asked.data, asked.out, ARMS, seeds=3, labels=("5%", "20%", "100%"), factors=(1.0, 3.0),
         report_only=asked.report_only, backbone="nano-mae", steps=asked.steps, eval_every=asked.steps,
-        threads=asked.threads,
+        precision="bf16", threads=asked.threads,
     )  # fmt: skip

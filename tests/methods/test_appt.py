@@ -125,7 +125,7 @@ def test_the_released_classifier(base):
     ],
 )
 def test_the_design_table(base, channels, narrow, total, widened):
-    model = adapt(Classification(base(channels), 15), APPTConfig(pos="learned", match=False))
+    model = adapt(Classification(base(channels), 15), APPTConfig(pos="learned", match="none"))
     tokens = backbone_of(model).tokenizer.adapters["default"]
     assert trained(tokens.trunk) == 477_432
     assert trained(tokens.trunk) + trained(tokens.project) == narrow
@@ -292,7 +292,9 @@ def test_released_order_of_points_matters():
     assert (logits(model, Point(other, other, point.offset)) - expected).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("options", [{}, {"scale": "cloud", "prompt_mode": "repooled"}, {"compat": "released"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"match": "batch"}, {"scale": "cloud", "prompt_mode": "repooled"}, {"compat": "released"}]
+)
 def test_batch_mates(options):
     model = settled(**options)
     every = [cloud(1), cloud(2, 90), cloud(3, 150), cloud(4, 30)]
@@ -343,15 +345,29 @@ def test_controls():
     nn.init.normal_(backbone_of(alone).entry.base_layer.norm.weight)
     other = settled(layers=0)
     assert torch.equal(logits(alone, clouds()), logits(other, clouds()))  # nothing frozen takes part
-    held = tiny(train_trunk=False)
-    before = {n: b.clone() for n, b in held.named_buffers() if "trunk" in n}
-    assert not any("trunk" in n for n, p in held.named_parameters())
+    held = tiny(train_tokens=False)
+    before = {n: b.clone() for n, b in held.named_buffers() if "tokenizer" in n}
+    assert not any("tokenizer" in n for n, p in held.named_parameters())
     train(held, 3)
     after = dict(held.named_buffers())
     assert before and all(torch.equal(after[n], b) for n, b in before.items())
 
 
-@pytest.mark.parametrize("options", [{}, {"train_trunk": False}, {"compat": "released"}, {"layers": 0}])
+def test_match():
+    """Behind a BatchNorm the tokens differ as much as they can, behind a LayerNorm they have much in common."""
+    spread = {}
+    for match in ("layer", "batch", "none"):
+        model, found = tiny(match=match).train(), []
+        project = next(m for n, m in model.named_modules() if n.endswith(".project"))
+        project.register_forward_hook(lambda m, i, o, found=found: found.append(o))
+        logits(model, clouds(8))
+        spread[match] = (found[0] - found[0].mean((0, 1))).square().mean()
+    assert 0.9 < spread["batch"] < 1.1 and spread["batch"] > 3 * spread["layer"]
+    with pytest.raises(UserError, match="group"):
+        APPTConfig(match="group")
+
+
+@pytest.mark.parametrize("options", [{}, {"train_tokens": False}, {"compat": "released"}, {"layers": 0}])
 def test_saves_and_loads(options, tmp_path):
     model = settled(**options)
     model.save_pretrained(tmp_path)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
+from pointadapt.ops.attention import quick_attention
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
 
@@ -169,7 +170,8 @@ class Block(nn.Module):
             index = torch.arange(feat.shape[1], device=feat.device)[None]
             index = index if self.positions == "index" else torch.zeros_like(index)
             extra = {"position_embeddings": self.rotary(feat, index), "position_ids": index}
-        out = self.layer(feat, attention_mask=self.mask(tokens), **extra)
+        with quick_attention(feat):
+            out = self.layer(feat, attention_mask=self.mask(tokens), **extra)
         return tokens.but(feat=out[0] if isinstance(out, tuple) else out)
 
     def mask(self, tokens: Tokens) -> Tensor | None:

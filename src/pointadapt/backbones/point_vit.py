@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.backbone import Backbone
 from pointadapt.backbones.drop_path import DropPath, rising
+from pointadapt.ops.attention import attend
+from pointadapt.ops.batchnorm import RowNorm
+from pointadapt.ops.frozen import by_rows, no_graph
 from pointadapt.ops.neighbors import Rule, group
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
@@ -79,10 +82,17 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.channels = channels
         *narrow, wide = hidden
+        self.widest = max(2 * narrow[-1], wide, channels)
         self.first = rows_mlp(3, *narrow)
         self.second = rows_mlp(2 * narrow[-1], wide, channels)
 
     def forward(self, coord: Tensor) -> Tensor:
+        if no_graph(coord, self) and not self.second[1].training:
+            groups = coord.flatten(0, -3)
+            return by_rows(self.embed, groups, groups.shape[1] * self.widest).unflatten(0, coord.shape[:-2])
+        return self.embed(coord)
+
+    def embed(self, coord: Tensor) -> Tensor:
         feat = self.first(coord)
         whole = feat.amax(-2, keepdim=True).expand_as(feat)
         return self.second(torch.cat([whole, feat], -1)).amax(-2)
@@ -97,13 +107,6 @@ def rows_mlp(channels: int, *widths: int) -> nn.Sequential:
         layers.append(nn.Linear(channels, width))
         channels = width
     return nn.Sequential(*layers)
-
-
-class RowNorm(nn.BatchNorm1d):
-    """BatchNorm over the last dimension of [..., C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).view_as(x)
 
 
 class PositionMLP(nn.Sequential):
@@ -174,7 +177,7 @@ class Attention(nn.Module):
             if mask is not None:
                 mask = F.pad(mask, (key.shape[1] - length, 0), value=mask.dtype == torch.bool)
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        feat = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        feat = attend(query, key, value, mask)
         return tokens.but(feat=self.proj(feat.transpose(1, 2).reshape(batch, length, channels)))
 
     def mask(self, tokens: Tokens) -> Tensor | None:

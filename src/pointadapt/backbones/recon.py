@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointadapt.backbones.point_vit import MLP, RENAMED, Attention, Block, PointViT, PointViTConfig
+from pointadapt.ops.attention import attend
 from pointadapt.tokens import Tokens
 
 
@@ -44,7 +45,7 @@ class CrossAttention(nn.Module):
     def forward(self, whole: Tensor, groups: Tensor) -> Tensor:
         parts = (self.q(whole), *self.kv(groups).chunk(2, -1))
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
-        feat = F.scaled_dot_product_attention(query, key, value)
+        feat = attend(query, key, value)
         return self.proj(feat.transpose(1, 2).flatten(2))
 
 

@@ -18,6 +18,7 @@ from pointadapt.methods.adapter import hold
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.point_pn import PointPN
 from pointadapt.methods.sites import Site, width
+from pointadapt.ops.batchnorm import RowNorm
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
 
@@ -31,8 +32,8 @@ class APPTConfig(AdapterConfig):
     sample is read out for itself. ``compat="released"`` is the published classifier (3,951,698 trained parameters with
     15 classes on ViT-B): a network as wide as the transformer, sampling from row 0, a position table by sampling rank,
     and the last block's prompt put back raw. Its evaluation, where all clouds get the first one's mean, is not
-    reproduced. Controls: layers=0 (the point network alone), train_trunk=False, prompts="none", read_prompts=False, and
-    a transformer loaded with weights=None.
+    reproduced. Controls: layers=0 (the point network alone), train_tokens=False, prompts="none", read_prompts=False,
+    and a transformer loaded with weights=None.
     """
 
     paper: ClassVar[str] = "APPT 2025, arXiv 2509.00374"
@@ -54,7 +55,9 @@ class APPTConfig(AdapterConfig):
     up: Literal["x", "y", "z"] | None = field(
         default="y", metadata={"help": "Axis of the height channel, y in object data sets; none: coordinates alone."}
     )
-    match: bool = field(default=True, metadata={"help": "LayerNorm behind the projection, as the transformer expects."})
+    match: Literal["layer", "batch", "none"] = field(
+        default="layer", metadata={"help": "Norm behind the projection; batch: tokens differ as much as they can."}
+    )
     pos: Literal["none", "mlp", "learned"] = field(
         default="mlp", metadata={"help": "Positions: of the centres (mlp), a table by sampling rank (learned), none."}
     )
@@ -74,7 +77,7 @@ class APPTConfig(AdapterConfig):
     layers: int | None = field(
         default=None, metadata={"help": "Use only that many blocks; 0: the point network alone."}
     )
-    train_trunk: bool = field(default=True, metadata={"help": "False: the point network stays as it was drawn."})
+    train_tokens: bool = field(default=True, metadata={"help": "False: the point network stays as it was drawn."})
     read: list[str] | None = field(
         default_factory=lambda: ["max+mean"],
         metadata={"help": "What a classification head reads of the tokens."},
@@ -92,6 +95,7 @@ class APPTConfig(AdapterConfig):
         at_least(0, layers=self.layers)
         one_of("scale", self.scale, ("patch", "cloud"))
         one_of("up", self.up, ("x", "y", "z", None))
+        one_of("match", self.match, ("layer", "batch", "none"))
         one_of("pos", self.pos, ("none", "mlp", "learned"))
         one_of("prompts", self.prompts, ("deep", "shallow", "none"))
         one_of("prompt_mode", self.prompt_mode, ("static", "repooled"))
@@ -166,16 +170,17 @@ class PointTokens(Adapter):
         self.project: nn.Module = nn.Identity()
         if not config.widen:
             self.project = nn.Linear(self.trunk.channels, channels)
-            if config.match:
-                self.project = nn.Sequential(self.project, nn.LayerNorm(channels))
+            if config.match != "none":
+                norm = nn.LayerNorm if config.match == "layer" else RowNorm
+                self.project = nn.Sequential(self.project, norm(channels))
         self.mix = Mix()
         self.pos = None
         if config.pos == "learned":
             self.pos = nn.Parameter(torch.zeros(1, config.groups, channels))
         self.locate = Locate(channels) if config.pos == "mlp" else None
         self.prompted = config.prompts != "none" and config.layers != 0
-        if not config.train_trunk:
-            hold(self.trunk)
+        if not config.train_tokens:
+            hold(self)
 
     def forward(self, base, point: Point) -> Tokens:
         feat, center = self.trunk(point)

@@ -18,6 +18,7 @@ from pointadapt.errors import UserError
 from pointadapt.methods.adapters import BiasDelta, Retrained
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
 from pointadapt.methods.sites import Site, width
+from pointadapt.ops.attention import attend
 from pointadapt.ops.neighbors import farthest_points, gather, nearest
 from pointadapt.tokens import Tokens
 
@@ -115,7 +116,7 @@ class NarrowAttention(nn.Module):
     def forward(self, feat: Tensor) -> Tensor:
         parts = self.qkv(self.norm(feat)).chunk(3, -1)
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for x in parts)
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.width**-0.5)
+        mixed = attend(query, key, value, scale=self.width**-0.5)
         return feat + self.proj(mixed.transpose(-3, -2).flatten(-2))
 
 

@@ -7,11 +7,14 @@ is read from the window it belongs to (specs/backbones.md, facts 2 and 3).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pointadapt.ops.frozen import no_graph
 from pointadapt.ops.order import curve_order
@@ -74,6 +77,35 @@ def blocks(where: Windows, qkv: Tensor, frozen: bool) -> list[Tensor]:
     return [part for m in where.members for part in m.split(max(1, ROWS // m.shape[1]))]
 
 
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """scaled_dot_product_attention; in float32 where a gradient of bfloat16 is needed on a CPU, where the fused
+    kernel's backward pass is four times slower."""
+    kept = query.dtype
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    slow = query.device.type == "cpu" and kept == torch.bfloat16 and needs_grad
+    if slow:
+        query, key, value = query.float(), key.float(), value.float()
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+    with torch.autocast("cpu", enabled=False) if slow else nullcontext():
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout)
+    return out.to(kept) if slow else out
+
+
+def quick_attention(feat: Tensor) -> AbstractContextManager[Any]:
+    """For modules that call scaled_dot_product_attention themselves, on short sequences: plain products instead of that
+    slow backward pass."""
+    slow = feat.device.type == "cpu" and feat.requires_grad and torch.is_grad_enabled()
+    half = torch.is_autocast_enabled("cpu") or feat.dtype == torch.bfloat16
+    return sdpa_kernel(SDPBackend.MATH) if slow and half else nullcontext()
+
+
 def window_attention(
     qkv: Tensor,
     heads: int,
@@ -108,7 +140,7 @@ def window_attention(
             key, value = torch.cat([tokens[0], key], 2), torch.cat([tokens[1], value], 2)
             if logits is not None:
                 logits = F.pad(logits, (tokens[0].shape[2], 0))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=logits, scale=scale, dropout_p=dropout)
+        out = attend(query, key, value, mask=logits, scale=scale, dropout=dropout)
         outputs.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))  # [P * W, C]
     if not outputs:
         return qkv[:, : qkv.shape[1] // 3]

@@ -1,8 +1,15 @@
-"""BatchNorm of frozen parts stays as it is: the one loop that backbones and adapted models share."""
+"""BatchNorm over rows, and the one loop that keeps that of frozen parts as it is."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class RowNorm(nn.BatchNorm1d):
+    """BatchNorm over the last dimension of [..., C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).view_as(x)
 
 
 def keep_still(model: nn.Module) -> None:
