@@ -206,6 +206,9 @@ def test_synthia4d(tmp_path, place):
     items = VideoItems(dataset, "train", train=False)
     assert [items[i]["frames"].tolist() for i in range(3)] == [[0, 1, 2], [1, 2, 3], [0, 1, 2]]
     assert items[0]["counts"].tolist() == [60] * 3 and items[0]["segment"].max() == 11
+    with np.load(dataset.videos("train")[0].files[1]) as frame:  # colours stay with their points
+        rows = items[0]["index"][60:120]
+        assert np.abs(items[0]["color"][60:120] - frame["rgb"][rows]).max() <= 0.5 / 255 + 1e-6
     padded = VideoItems(dataset, "test")[1]
     assert padded["frames"].tolist() == [0, 1, -1] and (padded["segment"][120:] == -1).all()
     halves = VideoSet.from_dict({**dataset.as_dict(), "halves": 1.0}, tmp_path)
@@ -392,7 +395,7 @@ def test_labels_per_point_must_be_asked_for(tmp_path):
         write_frame(tmp_path / "train/v0" / f"{number}.ply", rng.random((9, 3)), rng.choice([2, 5], 9))
     assert find_videos(tmp_path) is None
     dataset, _ = opened(tmp_path, task="video_segmentation")
-    assert dataset.ids == {2: "class 2", 5: "class 5"} and dataset.frames == 3
+    assert dataset.ids == {2: "class 2", 5: "class 5"} and dataset.frames == 3 and not dataset.color
     assert set(VideoItems(dataset, "train")[0]["segment"].tolist()) == {0, 1}
     write_video(tmp_path / "other/train/v0", moving(0))
     with pytest.raises(UserError, match="no label of each point in frame 0"):

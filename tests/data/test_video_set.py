@@ -89,6 +89,8 @@ def test_labels_become_indices():
         ({"empty_frames": "skip"}, "`empty_frames` must be one of refuse, repeat"),
         ({"gaps": "yes"}, "`gaps` must be true or false"),
         ({"halves": 1.0}, "`halves` is for `task: video_segmentation`"),
+        ({"color": True}, "`color` is for `task: video_segmentation`"),
+        ({"color": "rgb"}, "`color` must be true or false"),
         ({"halves": -1}, "`halves` must be a width of context"),
         ({"transform": "reverse"}, "`transform` must be one of scale,"),
         ({"holdout": 1}, "`holdout` must be a share"),

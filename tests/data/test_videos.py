@@ -334,6 +334,41 @@ def test_labels_of_points(tmp_path):
         VideoItems(dataset, "train", train=False)[0]
 
 
+def test_colours_of_points(tmp_path):
+    """Read from PLY and from arrays, in 0..1 or 0..255; beside the coordinates, and only where they are asked for."""
+    rng = np.random.default_rng(0)
+    coord, label = rng.standard_normal((4, 20, 3)).astype(np.float32), rng.integers(0, 2, (4, 20))
+    color = rng.integers(1, 256, (4, 20, 3)).astype(np.uint8)
+    head = "ply\nformat ascii 1.0\nelement vertex 20\n" + "".join(f"property float {a}\n" for a in "xyz")
+    head += "".join(f"property uchar {c}\n" for c in ("red", "green", "blue")) + "property int label\nend_header\n"
+    (tmp_path / "v").mkdir()
+    for number in range(4):
+        rows = [
+            " ".join(map(str, (*xyz.tolist(), *rgb.tolist(), y)))
+            for xyz, rgb, y in zip(coord[number], color[number], label[number], strict=True)
+        ]
+        (tmp_path / "v" / f"{number}.ply").write_text(head + "\n".join(rows) + "\n")
+    write_npz(tmp_path / "bytes.npz", points=coord, rgb=color, semantic=label)
+    write_npz(tmp_path / "floats.npz", points=coord, rgb=color / np.float32(255), semantic=label)
+    write_npz(tmp_path / "none.npz", points=coord, semantic=label)
+    write_npz(tmp_path / "wrong.npz", points=coord, rgb=color[..., :2], semantic=label)
+    keys = {"task": "video_segmentation", "classes": ["a", "b"], "points": 20, "color": True}
+    for source in ("v", "bytes.npz", "floats.npz"):
+        sample = VideoItems(action_set(tmp_path, **keys, splits={"train": [source]}), "train", train=False)[0]
+        of_frame = np.repeat(sample["frames"], sample["counts"])
+        np.testing.assert_allclose(sample["color"], color[of_frame, sample["index"]] / 255, atol=1e-6)
+        point = collate_videos([sample])["point"]
+        assert torch.equal(point.feat, torch.cat([point.coord, torch.from_numpy(sample["color"])], 1))
+    plain = action_set(tmp_path, **{**keys, "color": False}, splits={"train": ["bytes.npz"]})
+    assert collate_videos([VideoItems(plain, "train")[0]])["point"].feat.shape[1] == 3
+    for source, message in {
+        "none.npz": "no colours in frame 0 of none.npz; set `color: false`",
+        "wrong.npz": r"colours of shape \[20, 2\] for 20 points",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            VideoItems(action_set(tmp_path, **keys, splits={"train": [source]}), "train", train=False)[0]
+
+
 def test_halves_score_every_point_once(tmp_path):
     rng = np.random.default_rng(1)
     for number in range(4):

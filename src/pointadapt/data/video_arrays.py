@@ -5,7 +5,8 @@ npz, npy  points [F, N, 3+] or a ragged list of F arrays [N, 3+], one video   (M
 npz       xyz [P, 3], frame_start [F], seq_frame_ptr [M+1]: M videos behind each other                       (RadHAR)
 h5        pcd [M, F, N, 3], label [M, F] of frames or semantic [M, F, N] of points, center [M, F, 3] or [M, 3] (HOI4D)
 
-``label`` [M] is a class per video. Ragged lists are pickles and go through the restricted reader of unpickle.py.
+``label`` [M] is a class per video; ``rgb`` (or color, colors) is shaped as the points are. Ragged lists are pickles and
+go through the restricted reader of unpickle.py.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ ENDINGS = (".npz", ".npy", ".h5", ".hdf5")
 POINTS = ("point_clouds", "pcd", "data", "xyz", "points", "coord")
 LABELS = ("label", "labels", "y")
 SEGMENTS = ("semantic", "segment", "seg")
+COLORS = ("rgb", "color", "colors")
 SMALL = (*LABELS, "frame_label", "center", "classes", "name", "names", "frame_start", "seq_frame_ptr")
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame as it lies in a file: coord [N, 3], raw label of each point [N] or None, stored centre [3] or None."""
+    """One frame as it lies in a file: coord [N, 3]; None where it has none: the raw label of each point [N], a stored
+    centre [3], colours as stored."""
 
     coord: np.ndarray
     segment: np.ndarray | None = None
     center: np.ndarray | None = None
+    color: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +106,9 @@ class VideoArrays:
         if center is not None:  # [F, 3] or the whole video's [3]
             center = np.asarray(center[row] if self.many else center, np.float64)
             center = center[number] if center.ndim == 2 else center
-        return Frame(coord[:, list(columns)], segment, center)
+        colors = first(self.fields, COLORS)
+        color = None if colors is None else np.asarray(colors[at])
+        return Frame(coord[:, list(columns)], segment, center, color)
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,7 @@ def npz_fields(path: Path) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
-            if name not in (*POINTS, *SEGMENTS, *SMALL):
+            if name not in (*POINTS, *SEGMENTS, *COLORS, *SMALL):
                 continue
             if not header(archive, name)[1].hasobject:
                 fields[name] = arrays[name]
@@ -280,7 +286,7 @@ def h5_fields(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: HDF5 needs the package h5py: pip install 'pointadapt[objects]'") from None
     file = h5py.File(path, "r")
     small = {name: file[name][()] for name in SMALL if name in file}
-    return {**{name: file[name] for name in (*POINTS, *SEGMENTS) if name in file}, **small}
+    return {**{name: file[name] for name in (*POINTS, *SEGMENTS, *COLORS) if name in file}, **small}
 
 
 def holds_videos(path: Path) -> bool:

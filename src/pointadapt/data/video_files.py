@@ -259,18 +259,18 @@ def read_frame(dataset: VideoSet, video: Video, number: int) -> Frame:
         scan = read_shape(path, label_field=label_field)
     except UserError as error:
         if str(error).endswith("has no points"):
-            return Frame(np.zeros((0, 3)), np.zeros(0, np.int64))
+            return Frame(np.zeros((0, 3)), np.zeros(0, np.int64), color=np.zeros((0, 3), np.uint8))
         raise
-    return Frame(scan.coord, scan.label)
+    return Frame(scan.coord, scan.label, color=scan.color)
 
 
 def read_pc(path: Path) -> Frame | None:
-    """A frame of Synthia4D: pc [N, 3], semantic [N], center [3]. None where the file has no ``pc``."""
+    """A frame of Synthia4D: pc [N, 3], semantic [N], center [3], rgb [N, 3]. None where the file has no ``pc``."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             if "pc" not in archive.files:
                 return None
-            fields = {name: archive[name] for name in ("pc", "semantic", "center") if name in archive.files}
+            fields = {name: archive[name] for name in ("pc", "semantic", "center", "rgb") if name in archive.files}
     except (ValueError, EOFError, OSError, KeyError) as error:
         raise UserError(f"{path}: not readable as NPZ, so damaged ({reason(error)}); copy it again") from error
     pc, segment = fields["pc"], fields.get("semantic")
@@ -278,7 +278,7 @@ def read_pc(path: Path) -> Frame | None:
         raise UserError(f"{path}: pc of shape {list(pc.shape)}; a frame is [N, 3]")
     if segment is not None and segment.size != len(pc):
         raise UserError(f"{path}: {segment.size} labels in `semantic` for {len(pc)} points")
-    return Frame(pc[:, :3], None if segment is None else segment.reshape(-1), fields.get("center"))
+    return Frame(pc[:, :3], None if segment is None else segment.reshape(-1), fields.get("center"), fields.get("rgb"))
 
 
 # --- one label per frame --------------------------------------------------------------------------------------------

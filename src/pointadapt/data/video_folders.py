@@ -117,8 +117,8 @@ def plain(folder: Path, task: str | None, label_field: str | None) -> VideoLayou
         options["frames"] = max(min(150, frames[-1]), 2)
         dataset = VideoSet(folder, task, names, ids=ids, **options)
         return VideoLayout(dataset, "videos with a label per frame", tuple(notes))
-    names, ids = point_classes(folder, learned or videos, label_field)
-    options |= {"frames": max(min(3, frames[0]), 2), "label_field": label_field}
+    names, ids, colored = point_classes(folder, learned or videos, label_field)
+    options |= {"frames": max(min(3, frames[0]), 2), "label_field": label_field, "color": colored}
     dataset = VideoSet(folder, task, names, ids=ids, **options)
     notes.append("classes have numbers for names: give them better ones in `classes` and `ids`")
     return VideoLayout(dataset, "videos with a label per point", tuple(notes))
@@ -177,19 +177,24 @@ def frame_classes(videos: list[Video]) -> tuple[tuple[str, ...], dict[int, str]]
     return tuple(sorted(seen)), {}
 
 
-def point_classes(folder: Path, videos: list[Video], label_field: str | None) -> tuple[tuple[str, ...], dict[int, str]]:
-    """(names, numbers of names) of the labels per point in the first, middle and last frames of some videos."""
+def point_classes(
+    folder: Path, videos: list[Video], label_field: str | None
+) -> tuple[tuple[str, ...], dict[int, str], bool]:
+    """(names, numbers of names) of the labels per point in the first, middle and last frames of some videos; and
+    whether all of these frames have colours."""
     dataset = VideoSet(folder, "video_segmentation", ("a", "b"), label_field=label_field)
     seen: set[int] = set()
+    colored = True
     for video in videos[:LOOKED_AT]:
         for number in {0, video.length // 2, video.length - 1}:
-            segment = read_frame(dataset, video, number).segment
+            frame = read_frame(dataset, video, number)
+            segment, colored = frame.segment, colored and frame.color is not None
             if segment is None:
                 raise UserError(
                     f"{video.path}: no label of each point in frame {number}, which video_segmentation needs"
                 )
             seen.update(np.unique(segment).tolist())
-    return numbered(seen - {-1})
+    return *numbered(seen - {-1}), colored
 
 
 def numbered(found: set[int]) -> tuple[tuple[str, ...], dict[int, str]]:

@@ -245,6 +245,7 @@ def synthia(folder: Path, variant: str | None) -> VideoLayout | None:
             frames=3,
             stride=1,
             points=16384,
+            color=True,
             up="-y",
             gaps=True,
             transform="synthia",
@@ -253,6 +254,7 @@ def synthia(folder: Path, variant: str | None) -> VideoLayout | None:
             f"labels are read as {kind} ids: choose with --variant",
             "published scores cut each clip in two with 1 m of context: `halves: 1.0`",
             "published training takes val as well",
+            "the colour of each point is read as well, as published: `color`",
         )
         return VideoLayout(dataset, "Synthia4D", notes, ("raw", "mapped"))
     return None

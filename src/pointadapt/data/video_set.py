@@ -56,6 +56,7 @@ class VideoSet:
     points         points of a frame that the model sees; a frame of fewer gives all it has
     columns        which columns of arrays are x, y and z
     box            axis -> [low, high] in the files' units and axes; points outside are left out
+    color          video_segmentation: whether the head sees the colour of each point beside its coordinates
     up             the files' upward axis: x, y, z, -y or -z; the model sees y up
     normalize      "clip_sphere": the centroid of all frames of a clip to the origin, its farthest point to distance 1
                    (inferred for PointATA: specs 7.0); "repo": as the published loaders, coordinates times ``scale``
@@ -87,6 +88,7 @@ class VideoSet:
     points: int = 1024
     columns: tuple[int, int, int] = (0, 1, 2)
     box: dict[str, tuple[float, float]] = field(default_factory=dict)
+    color: bool = False
     up: str = "y"
     normalize: str = "clip_sphere"
     scale: float = 1.0
@@ -124,8 +126,9 @@ class VideoSet:
         both = sorted(set(self.ids) & set(self.ignore))
         if both:
             raise UserError(f"{file}: label id {both[0]} is both in `ids` and in `ignore`; take it out of one")
-        if self.halves is not None and self.task != "video_segmentation":
-            raise UserError(f"{file}: `halves` is for `task: video_segmentation`; remove it")
+        for key, given in (("halves", self.halves is not None), ("color", self.color)):
+            if given and self.task != "video_segmentation":
+                raise UserError(f"{file}: `{key}` is for `task: video_segmentation`; remove it")
 
     def as_dict(self) -> dict[str, Any]:
         """All but the folder, in types that JSON and YAML know; JSON turns the numbers of ``ids`` into text."""
@@ -302,6 +305,7 @@ CHECKS: dict[str, Callable[[Any, str, Any], Any]] = {
     "points": check_points,
     "columns": check_columns,
     "box": check_box,
+    "color": check_switch,
     "up": check_choice(tuple(UP)),
     "normalize": check_choice(NORMALIZE),
     "scale": check_positive,

@@ -21,6 +21,7 @@ COMMENTS = {
     "points": "Points of a frame that the model sees.",
     "columns": "Which columns of arrays are x, y and z.",
     "box": "Limits per axis in the files' units and axes, {x: [low, high]}; points outside are left out.",
+    "color": "Whether the colour of each point is seen beside its coordinates.",
     "up": "The upward axis of the files: x, y, z, -y or -z. The model sees y up.",
     "normalize": "clip_sphere: all frames of a clip together into the unit sphere; repo: coordinates times `scale`.",
     "short_video": "A video of fewer frames than a clip: pad_last shows its last frame again, drop leaves it out and\n"
@@ -123,6 +124,8 @@ def describe(layout: VideoLayout) -> str:
             line("label_field", dataset.label_field),
         ]
     optional = {"columns": (0, 1, 2), "halves": None, "gaps": False}
+    if dataset.task != "video_segmentation":
+        optional["color"] = False
     for key, comment in COMMENTS.items():
         if key in optional and getattr(dataset, key) == optional[key]:
             continue

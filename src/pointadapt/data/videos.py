@@ -46,7 +46,7 @@ class VideoItems(Dataset):
     An item is a dict of
         coord    [N, 3] float32, the frames behind each other     counts  [T] int64 points of each frame
         label    int (action)        frame_label  [T] int64 (action_segmentation), -1: not scored
-        segment  [N] int64 (video_segmentation), -1: not scored
+        segment  [N] int64 (video_segmentation), -1: not scored       color  [N, 3] float32 in [0, 1] (with ``color``)
         index    [N] int32 row in the frame's file (frames that ``merge`` joins count on), -1: an added copy
         frames   [T] int64 position in the video, after ``merge``; -1: its last frame once more (short videos)
         time     [T] float32 position in the clip, in [0, 1)      video, name  str, name: the video's and @start
@@ -200,6 +200,8 @@ class VideoItems(Dataset):
             "center": center.astype(np.float32) if np.abs(center).max() < FAR else center,
             "scale": factor,
         }
+        if dataset.color:
+            sample["color"] = np.concatenate([part["color"] for part in parts]).astype(np.float32) / 255
         if not self.labelled:
             return sample
         if dataset.task == "action":
@@ -288,7 +290,9 @@ def videos_at(dataset: VideoSet, path: Path | str) -> list[Video]:
 
 
 def collate_videos(samples: list[Sample]) -> dict[str, Any]:
-    """Pack B clips of T frames: ``point`` (a Point of B * T clouds, feat = coord) and what belongs to the clips.
+    """Pack B clips of T frames: ``point`` (a Point of B * T clouds) and what belongs to the clips.
+
+    point.feat   coord [N, 3], and beside it the colours where all samples have them: [N, 6]
 
     point.extra  "frames": T, "time": [B * T] float32
     label [B], frame_label [B, T], segment [N] where all samples have them; frames [B, T]; name, video, index, center,
@@ -302,7 +306,10 @@ def collate_videos(samples: list[Sample]) -> dict[str, Any]:
     coord = torch.from_numpy(np.concatenate([sample["coord"] for sample in samples]))
     offset = torch.from_numpy(np.concatenate([sample["counts"] for sample in samples])).cumsum(0)
     time = torch.from_numpy(np.concatenate([sample["time"] for sample in samples]))
-    point = Point(coord=coord, feat=coord, offset=offset, extra={"frames": frames, "time": time})
+    feat = coord
+    if all("color" in sample for sample in samples):
+        feat = torch.cat([coord, torch.from_numpy(np.concatenate([sample["color"] for sample in samples]))], 1)
+    point = Point(coord=coord, feat=feat, offset=offset, extra={"frames": frames, "time": time})
     batch: dict[str, Any] = {"point": point, "frames": torch.from_numpy(np.stack([s["frames"] for s in samples]))}
     if all("label" in sample for sample in samples):
         batch["label"] = torch.tensor([sample["label"] for sample in samples])

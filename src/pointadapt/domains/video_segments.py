@@ -128,7 +128,8 @@ class PointClasses(Videos):
 
     def task(self, backbone: Any) -> VideoSegmentation:
         self.know(backbone)
-        return VideoSegmentation(backbone, self.names, dropout=self.run.dropout)
+        skip = 6 if self.dataset.color else 3
+        return VideoSegmentation(backbone, self.names, skip=skip, dropout=self.run.dropout)
 
     def first_stage(self, model: nn.Module, resume: bool, is_main: bool) -> dict[str, Any] | None:
         """Weighs the loss's classes by how often they occur in training clips, as published for Synthia4D."""
