@@ -74,14 +74,25 @@ def test_help_of_every_command(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert "usage: pointadapt" in text and len(text) > 200
+    assert "usage: pointadapt" in text and len(text) > 200 and "(default: None)" not in text
 
 
 def test_help_shows_the_methods_options(capsys):
     for method, option in (("gem", "--method.num-latents"), ("lora", "--method.lora-alpha")):
         with pytest.raises(SystemExit):
             cli.main(["adapt", "--method", method, "--help"])
-        assert option in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert option in text and f"{method}(" not in text and "(default: None)" not in text
+
+
+def test_options_of_a_method_that_was_not_named(tmp_path, capsys):
+    """They are those of the default method, which depends on the data."""
+    assert "--method.r is no option of gem" in refused(capsys, "adapt", "scans", "--method.r=2")
+    assert cli.parse(["adapt", "scans", "--method.no-use-ca"]).settings().options == {"use_ca": False}
+    (tmp_path / "dataset.yaml").write_text("task: classification\n")
+    assert "--method.rank is no option of lora" in refused(capsys, "adapt", tmp_path, "--method.rank", "2")
+    late = refused(capsys, "adapt", "--method.rank", "2", tmp_path)
+    assert f"{tmp_path} is for method lora" in late and "--method NAME" in late
 
 
 def test_every_setting_has_help():

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from pointadapt.cli_tools import DistanceOf, Prepare, number, split_list
+from pointadapt.cli_tools import DistanceOf, Prepare, copied, number, split_list, with_hints
 from pointadapt.errors import UserError
 from pointadapt.kinds import KINDS, YAML, kind_of
 from pointadapt.run import Run, option
@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> Any:
         "demo": Demo,
     }
     return tyro.extras.subcommand_cli_from_dict(
-        commands,
+        {name: with_hints(command) for name, command in commands.items()},
         prog="pointadapt",
         description="Adapt pretrained point-cloud models to your own scans, shapes and videos by training under 2 % of "
         "the parameters.",
@@ -268,7 +268,13 @@ class Adapt:
         given = {k: v for k, v in changed(self).items() if k in RUN_FLAGS}
         method_options = getattr(self, "method_options", None)
         if method_options is not None:
-            given |= {"method": type(method_options).__name__, "options": changed(method_options)}
+            default = KINDS[kind_of(given["data"])].recipe["method"]
+            used = type(method_options).__name__
+            if "method" not in given and used != default:  # the kind of data was not known yet
+                raise UserError(
+                    f"{given['data']} is for method {default} unless you name another: its options need --method NAME"
+                )
+            given |= {"method": used, "options": changed(method_options)}
         run = Run(**given)
         if not vars(self)["resume"]:
             return run
@@ -299,35 +305,49 @@ def adapt_command(arguments: list[str]) -> type:
     ]
     flags.append(("resume", bool, option(False, "Go on with the run in --out from its last saved state.")))
     flags.append(("overwrite", bool, option(False, "Start afresh in a folder that holds a run.")))
-    name = method_named(arguments)
+    name = method_asked(arguments)
     if name is not None:
         from pointadapt.methods import METHODS, options
 
         if name not in METHODS:
             raise UserError(f"unknown method {name!r}: use one of {', '.join(METHODS)}")
-        types = get_type_hints(METHODS[name])
-        config = make_dataclass(name, [(f.name, types[f.name], copied(f)) for f in options(METHODS[name])])
+        known, types = options(METHODS[name]), get_type_hints(METHODS[name])
+        if not methods_named(arguments):
+            check_options(name, {f.name for f in known}, arguments)
+        fields = [(f.name, types[f.name], copied(f)) for f in known]
+        config = with_hints(make_dataclass(name, fields, namespace={"__doc__": f"Options of {name}."}))
         kind = Annotated[config, tyro.conf.arg(name="method")]  # type: ignore[valid-type]
         flags.append(("method_options", kind, field(default_factory=config)))
     return make_dataclass("Adapt", flags, bases=(Adapt,), namespace={"__doc__": Adapt.__doc__})
 
 
-def copied(f: dataclasses.Field) -> Any:
-    """A dataclass field for another class: fields belong to the class they were made for."""
-    return field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)  # type: ignore[call-overload]
+def methods_named(arguments: list[str]) -> list[str]:
+    """What ``--method`` says."""
+    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--method"]
+    return named + [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
 
 
-def method_named(arguments: list[str]) -> str | None:
+def method_asked(arguments: list[str]) -> str | None:
     """The method whose options must be known to read these arguments, or None."""
     if arguments[:1] != ["adapt"]:
         return None
-    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--method"]
-    named += [a.removeprefix("--method=") for a in arguments if a.startswith("--method=")]
+    named = methods_named(arguments)
     has_options = any(a.startswith("--method.") for a in arguments)
     if has_options or (named and {"-h", "--help"} & set(arguments)):
         data = next((a for a in arguments[1:2] if not a.startswith("-")), "")
         return named[-1] if named else KINDS[kind_of(data)].recipe["method"]
     return None
+
+
+def check_options(method: str, known: set[str], arguments: list[str]) -> None:
+    """Raises UserError for an option that a method which nobody named does not have."""
+    for flag in (a.partition("=")[0] for a in arguments if a.startswith("--method.")):
+        name = flag.removeprefix("--method.").replace("-", "_")
+        if not {name, name.removeprefix("no_")} & known:
+            raise UserError(
+                f"{flag} is no option of {method}, the method unless you name another: give --method NAME as well "
+                "(pointadapt methods NAME lists its options)"
+            )
 
 
 VIEWS = "Test-time views: 0 = one pass; scans 1..13 = fragments and views, shapes 10 = published. Default: the run's."

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
 
 from pointadapt.data.prepare import PREPARE
 from pointadapt.errors import UserError
@@ -26,6 +29,23 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(f"{text!r} is no number: write --factors 0.3,1,3") from None
+
+
+def copied(f: dataclasses.Field) -> Any:
+    """A dataclass field for another class: fields belong to the class they were made for."""
+    return field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)  # type: ignore[call-overload]
+
+
+def with_hints(command: type) -> type:
+    """The dataclass with a help that never says "(default: None)": of what is unset by default, the sentence tells what
+    that means."""
+    types = get_type_hints(command, include_extras=True)
+    unset: list[Any] = []
+    for f in dataclasses.fields(command):
+        if f.default is None or f.default == ():
+            hint = "" if "default" in f.metadata["help"].lower() else "(unset by default)"
+            unset.append((f.name, Annotated[types[f.name], tyro.conf.arg(help_behavior_hint=hint)], copied(f)))
+    return make_dataclass(command.__name__, unset, bases=(command,), namespace={"__doc__": command.__doc__})
 
 
 @dataclass
