@@ -29,17 +29,19 @@ def forward(model: PTv3, point: Point) -> Tensor:
         stage_: Any = stage
         if stage_.down is not None:
             feat, grid = pool(stage_.down, feat, grid)
-        pairs, curves = neighbours(grid), {}
-        depth = (int(grid.max()) + 1).bit_length()
+        pairs, orders = neighbours(grid), curves(model, grid)
         for index, block in enumerate(stage_.blocks):
-            curve = model.config.order[index % len(model.config.order)]
-            if curve not in curves:
-                curves[curve] = curve_code(grid, depth, curve).argsort(stable=True)
             feat = feat + norm(block.cpe.norm, block.cpe.linear(convolve(block.cpe.conv, feat, pairs)))
-            feat = feat + attend(block.mix.attn, norm(block.mix.norm, feat), curves[curve])
+            feat = feat + attend(block.mix.attn, norm(block.mix.norm, feat), orders[index % len(orders)])
             mlp = block.ffn.mlp
             feat = feat + mlp.fc2(F.gelu(mlp.fc1(norm(block.ffn.norm, feat))))
     return feat
+
+
+def curves(model: PTv3, grid: Tensor) -> list[Tensor]:
+    """Rows along each of the model's curves."""
+    depth = (int(grid.max()) + 1).bit_length()
+    return [curve_code(grid, depth, curve).argsort(stable=True) for curve in model.config.order]
 
 
 def norm(module: Any, feat: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def convolve(conv: Any, feat: Tensor, pairs: list[tuple[int, Tensor, Tensor]]) -
     return out + conv.bias
 
 
-def attend(attn: Any, feat: Tensor, order: Tensor) -> Tensor:
+def attend(attn: Any, feat: Tensor, order: Tensor, product=F.scaled_dot_product_attention) -> Tensor:
     """Windows of ``patch_size`` rows along the curve; the last one is filled with the rows before it."""
     rows, heads = len(feat), attn.heads
     size = min(attn.patch_size, rows)
@@ -77,7 +79,7 @@ def attend(attn: Any, feat: Tensor, order: Tensor) -> Tensor:
     slots[rows:] -= size
     qkv = attn.qkv(feat)[order[slots]].view(-1, size, 3, heads, attn.channels // heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, attn.channels)
+    out = product(q, k, v).transpose(1, 2).reshape(-1, attn.channels)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(rows)
     return attn.proj(out[inverse])
