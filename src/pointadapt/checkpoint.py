@@ -73,8 +73,9 @@ def check_resumable(run: Run, started: Run, dataset: Any) -> None:
 
     The data may have moved since.
     """
-    read = json.loads(json.dumps(dataset.as_dict()))
-    if read != read_json(run.folder / "run.json")["dataset"]:
+    file = run.folder / "run.json"
+    then = type(dataset).from_dict(read_json(file)["dataset"], dataset.folder, file)  # keys since then: their defaults
+    if json.dumps(then.as_dict()) != json.dumps(dataset.as_dict()):
         raise UserError(
             f"{dataset.file} is another data set than {run.folder} was started on: give that one, or another --out"
         )

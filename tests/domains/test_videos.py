@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -247,6 +249,58 @@ def killed_after_stage_one(patch):
     return make
 
 
+PROCESSES = """
+import sys
+sys.path[:0] = {path!r}
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
+from pointadapt.domains import alignment
+from pointadapt.domains.domain import process
+from pointadapt.train import train
+from tiny_videos import video_run
+
+alignment.SOURCE = 32
+aligned, placed = alignment.align_model, alignment.place
+
+def another_device(*args):
+    found = aligned(*args)
+    for value in found.state.values():
+        value += 1e-3 * process()[0]
+    return found
+
+def noted(model, state):
+    placed(model, state)
+    pae = {{n.split(".pae.")[1]: v.clone() for n, v in model.state_dict().items() if ".pae." in n}}
+    save_file(pae, {folder!r} + f"/placed{{process()[0]}}.safetensors")
+
+alignment.align_model, alignment.place = another_device, noted
+options = dict(rank=8, align="procedural", align_epochs=1, align_steps=2)
+result = train(video_run(Path({folder!r}), steps=2, options=options))
+assert result["processes"] == 2 and result["align"]["epochs"] == 1, result
+"""
+
+
+@pytest.mark.slow
+def test_stage_one_of_two_processes(tmp_path):
+    """Both go on with the first one's embedder, bit by bit, whatever rounding made of the other's."""
+    from safetensors.torch import load_file
+
+    video_run(tmp_path)  # writes videos and backbone
+    tests = Path(__file__).parent.parent
+    script = tmp_path / "script.py"
+    script.write_text(PROCESSES.format(path=[str(tests), str(tests.parent / "src")], folder=str(tmp_path)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(tmp_path / f"placed{rank}.safetensors") for rank in (0, 1))
+    assert first["up.weight"].any() and equal(first, second)
+    assert equal(first, load_file(tmp_path / "run" / alignment.WEIGHTS))
+    trained = {key.partition(".pae.")[2]: value for key, value in weights(tmp_path / "run").items() if ".pae." in key}
+    assert equal(trained, first)
+
+
 def test_stage_one_sees_the_training_split_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(alignment, "SOURCE", 32)
     run = video_run(tmp_path, steps=1, options={"align": "procedural", "align_epochs": 1, "align_steps": 1})
@@ -427,6 +481,16 @@ def test_bad_arguments(trained, tmp_path, capsys):
         "corruptions are for single objects": ["evaluate", run, "--corruption", "jitter"],
         "there is no video": ["predict", run, tmp_path / "nothing"],
         "give --out a folder": ["predict", run, trained.data / "test", "--out", tmp_path / "x.csv"],
+        "is the name of a file: give --out a folder": [
+            "predict",
+            run,
+            trained.data / "test",
+            "--out",
+            tmp_path / "x.mp4",
+        ],
+        "a folder, or a name in .csv": [
+            *("predict", run, trained.data / "test" / "left" / "v0", "--out", tmp_path / "x.off"),
+        ],
         "lies in the source": ["predict", run, trained.data / "test", "--out", trained.data / "test" / "out"],
         "nothing to align": [*base, "--method", "pointata", "--method.align", "procedural", "--method.pae", "none"],
     }.items():

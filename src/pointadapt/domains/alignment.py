@@ -19,7 +19,7 @@ from torch import Tensor
 from pointadapt.align import Align, Unit, align_model, place, source_features
 from pointadapt.analysis.transport import balanced
 from pointadapt.data.videos import VideoItems, collate_videos
-from pointadapt.domains.domain import Domain
+from pointadapt.domains.domain import Domain, from_first
 from pointadapt.errors import UserError
 from pointadapt.files import write_bytes, write_text
 from pointadapt.point import Point
@@ -45,15 +45,25 @@ def first_stage(model: Any, domain: Domain, resume: bool, is_main: bool) -> dict
     """Align the embedder of ``model`` in place, or put what an earlier call aligned; returns the content of align.json.
 
     None where the method asks for no Stage 1. Only clips of the training split are looked at, those that
-    ``run.labels`` leaves. Every process does the same; ``is_main`` writes.
+    ``run.labels`` leaves. Every process does the same work, for none may wait as long as it takes; then all put in
+    place what the first one found, to the bit, and ``is_main`` writes it.
     """
-    out, seed = domain.run.folder, domain.run.seed
+    out = domain.run.folder
     config = wanted(model)
     if config is None:
         return None
     if resume and (out / WEIGHTS).is_file():
-        place(model, read_weights(out / WEIGHTS))
-        return json.loads((out / LOG).read_text())
+        found = read_weights(out / WEIGHTS), json.loads((out / LOG).read_text())
+    else:
+        found = stage_one(model, domain, config, is_main)
+    state, told = from_first(found)
+    place(model, state)
+    return told
+
+
+def stage_one(model: Any, domain: Domain, config: Any, is_main: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights of the aligned embedder, content of align.json), written by ``is_main``."""
+    out, seed = domain.run.folder, domain.run.seed
     device = next(model.parameters()).device
     items: VideoItems = domain.items("train")
     source, names = source_features(model, config.align, SOURCE, seed=seed)
@@ -75,7 +85,7 @@ def first_stage(model: Any, domain: Domain, resume: bool, is_main: bool) -> dict
 
         write_text(out / LOG, json.dumps(told, indent=2) + "\n")
         write_bytes(out / WEIGHTS, save({name: value.contiguous() for name, value in found.state.items()}))
-    return told
+    return found.state, told
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -225,6 +225,16 @@ def gathered(value: Any) -> list[Any]:
     return [value, *(other for number, other in enumerate(found) if number != rank)]
 
 
+def from_first(value: Any) -> Any:
+    """What the first process has; called by all of them."""
+    import torch.distributed as dist
+
+    found = [value]
+    if process()[1] > 1:
+        dist.broadcast_object_list(found, 0)
+    return found[0]
+
+
 def process() -> tuple[int, int]:
     """(rank, number of processes)."""
     import torch.distributed as dist
