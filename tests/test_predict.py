@@ -118,8 +118,9 @@ def test_refusals(run, tmp_path):
     source = tmp_path / "scan.ply"
     write_ply(source, *scan(1))
     for out, message in (
-        (source, "is the scan itself"),
+        (source, "is the input itself"),
         (tmp_path / "other.laz", "another format"),
+        (source / "x.ply", "lies in the source"),
         (tmp_path, "another format"),
     ):
         with pytest.raises(UserError, match=message):
@@ -131,8 +132,26 @@ def test_refusals(run, tmp_path):
         file_jobs(tmp_path / "empty", None, overwrite=False)
     link = tmp_path / "link.ply"
     link.symlink_to(source)
-    with pytest.raises(UserError, match="is the scan itself"):
+    with pytest.raises(UserError, match="is the input itself"):
         file_jobs(source, link, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file, so"):
+        file_jobs(source, tmp_path / "file" / "x.ply", overwrite=True)
+    for out, message in (
+        ("x.ply", "give --out a folder"),
+        ("file", "give --out a folder"),
+        (".", "lies in the source"),
+    ):
+        with pytest.raises(UserError, match=message):
+            file_jobs(tmp_path, tmp_path / out, overwrite=True)
+    assert file_jobs(tmp_path, tmp_path.with_name("site-1.5"), overwrite=False)
+
+
+def test_the_folder_one_stands_in(run, tmp_path, monkeypatch):
+    (tmp_path / "scans").mkdir()
+    write_ply(tmp_path / "scans" / "a.ply", *scan(1))
+    monkeypatch.chdir(tmp_path / "scans")
+    assert predict(run.folder.resolve(), ".", quiet=True) == [tmp_path / "scans_labelled" / "a.ply"]
 
 
 def test_bad_scans_leave_nothing_behind(run, tmp_path):

@@ -407,7 +407,11 @@ class Predict:
 
     run_folder: Path = field(metadata={"help": "Folder that pointadapt adapt wrote."})
     source: Path = field(metadata={"help": "Scan, shape, video (a folder of frames or a file), or folder of them."})
-    out: Path | None = option(None, "File, or folder for a folder. Default: SOURCE with _labelled behind its name.")
+    out: Path | None = option(
+        None,
+        "File, or folder for a folder, not in SOURCE; for shapes' classes a .csv or a folder. Default: SOURCE with "
+        "_labelled behind its name.",
+    )
     checkpoint: Literal["best", "last"] = option("best", "Which adapter.")
     tta: int | None = option(None, VIEWS)
     overwrite: bool = option(False, "Replace outputs that are there.")

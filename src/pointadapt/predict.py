@@ -37,9 +37,9 @@ def predict(
     """Label one file, or every scan or shape in a folder; returns the files written.
 
     run    a Run or its folder
-    out    file, or folder for a folder. Default: beside the source, ``_labelled`` behind its name. A classifier of
-           shapes writes one table, ``out`` if that ends in .csv, else predictions.csv in it; a video gets a table and
-           beside it a picture of its timeline
+    out    file, or folder for a folder, never one in the source. Default: beside the source, ``_labelled`` behind its
+           name. A classifier of shapes writes one table, ``out`` if that ends in .csv, else predictions.csv in the
+           folder ``out``; a video gets a table and beside it a picture of its timeline
     tta    test-time views, default the run's (Run.tta);  quiet: no progress bar
     told   what single kinds understand: probabilities=True (shapes and actions: a column per class too),
            category="chair" (parts: what the shapes are, where no folder says it)
@@ -48,7 +48,9 @@ def predict(
     """
     domain = remembered_domain(with_views(run if isinstance(run, Run) else Run.load(run), tta))
     domain.tell(told)
-    jobs = domain.jobs(Path(source), Path(out) if out else None, overwrite)
+    source = Path(source)
+    source = source.resolve() if source.name in ("", "..") else source  # what is written beside it is called after it
+    jobs = domain.jobs(source, Path(out) if out else None, overwrite)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(domain, checkpoint).to(device)
     failed: list[str] = []

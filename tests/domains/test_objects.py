@@ -366,7 +366,7 @@ def test_the_order_of_points_does_not_matter(finished, tmp_path):
     coord = shape("ball", 5)
     write_shape(tmp_path / "a.ply", coord)
     write_shape(tmp_path / "b.ply", coord[np.random.default_rng(0).permutation(len(coord))])
-    (table,) = predict(finished[0], tmp_path, tmp_path / "out", quiet=True)
+    (table,) = predict(finished[0], tmp_path, tmp_path.with_name(f"{tmp_path.name}_out"), quiet=True)
     first, second = (line.split(",", 1)[1] for line in table.read_text().splitlines()[1:])
     assert first == second
 
@@ -401,24 +401,25 @@ def test_bad_shapes_are_told_after_the_others_are_done(finished, tmp_path):
 def test_outputs_that_are_refused(finished, tmp_path):
     run, _ = finished
     write_shape(tmp_path / "one.ply", shape("ball", 1))
+    write_shape(tmp_path / "shapes" / "one.ply", shape("ball", 1))
+    np.savetxt(tmp_path / "table.csv", shape("ball", 1), delimiter=",")
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder.csv").mkdir()
     for source, out, message in (
-        ("one.ply", "file", "in the way"),
-        ("one.ply", "folder.csv", "in the way"),
+        ("one.ply", "file", "is the name of a file: give --out a folder, or a name in .csv"),
+        ("one.ply", "q.off", "is the name of a file: give --out a folder, or a name in .csv"),
+        ("one.ply", "file/q.csv", "is a file, so"),
+        ("shapes", "shapes", "lies in the source"),
+        ("shapes", "shapes/deep/q.csv", "lies in the source"),
+        ("table.csv", "table.csv", "is the input itself"),
         ("nothing.ply", None, "there is no shape"),
         ("file", None, "unknown format"),
         ("folder.csv", None, "no shapes in this folder"),
     ):
         with pytest.raises(UserError, match=message):
             predict(run, tmp_path / source, tmp_path / out if out else None)
-    write_shape(tmp_path / "shapes" / "one.ply", shape("ball", 1))
-    for _ in range(2):  # the table of a first prediction is no shape of the second
-        (table,) = predict(run, tmp_path / "shapes", tmp_path / "shapes", overwrite=True, quiet=True)
-        assert len(table.read_text().splitlines()) == 2
-    (tmp_path / "shapes" / "one.ply").unlink()
-    with pytest.raises(UserError, match="no shapes in this folder but the table"):
-        predict(run, tmp_path / "shapes", tmp_path / "shapes", overwrite=True)
+    (table,) = predict(run, tmp_path / "one.ply", tmp_path / "folder.csv", quiet=True)
+    assert table == tmp_path / "folder.csv" / "predictions.csv"
     with pytest.raises(UserError, match="category is not for classification"):
         predict(run, tmp_path / "one.ply", category="chair")
 

@@ -26,6 +26,7 @@ from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, object_eval
 from pointadapt.data.objects import ObjectItems, collate_objects, corrupted, thin
 from pointadapt.data.transforms import Sample, Transform
 from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, process
+from pointadapt.domains.files import as_folder, check_target
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
 from pointadapt.metrics import classification_scores, confusion_matrix, sum_over_processes
@@ -182,19 +183,15 @@ class Classified(Objects):
         if out is None:
             folder = source.with_name(f"{source.name}_labelled")
             target = folder / TABLE if source.is_dir() else source.with_name(f"{source.stem}_labelled.csv")
+        elif out.suffix.lower() == ".csv" and not out.is_dir():
+            target = out
         else:
-            target = out if out.suffix.lower() == ".csv" else out / TABLE
-        if target.is_dir() or (out is not None and target != out and out.is_file()):
-            raise UserError(f"{out} is in the way: give --out a name that ends in .csv, or a folder")
-        if target.exists() and target.resolve() == source.resolve():
-            raise UserError(f"{target} is the shape itself: give --out another name, the input is never written to")
-        if target.exists() and not overwrite:
-            raise UserError(f"{target} exists already: --overwrite replaces it")
+            target = as_folder(out, ".csv") / TABLE
+        if target.is_dir():
+            raise UserError(f"{target} is a folder: give --out another name")
+        check_target(target, source, overwrite)
         self.root = source if source.is_dir() else source.parent
-        files = [file for file in shape_files(source) if file.resolve() != target.resolve()]
-        if not files:
-            raise UserError(f"{source}: no shapes in this folder but the table {target.name}: check the path")
-        return [(file, target) for file in files]
+        return [(file, target) for file in shape_files(source)]
 
     def label(self, model: nn.Module, source: Path, target: Path, device: torch.device, show: Show) -> Any:
         """[(name, probabilities [classes]), ...], one for each shape in the file."""

@@ -13,6 +13,7 @@ import numpy as np
 from pointadapt.data.video_files import Video
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.videos import videos_at
+from pointadapt.domains.files import as_folder, check_target
 from pointadapt.errors import UserError
 from pointadapt.files import write_bytes, write_text
 
@@ -36,20 +37,20 @@ def video_jobs(
         stem = source.absolute().name if source.is_dir() else source.stem
         beside = source.absolute().with_name(f"{stem}_labelled{ending}")
         target = beside if out is None else out
-        if ending and target.suffix.lower() != ending:
-            target = target / f"{stem}{ending}"
+        if not ending:
+            as_folder(target)
+        elif target.suffix.lower() != ending or target.is_dir():
+            target = as_folder(target, ending) / f"{stem}{ending}"
         targets = [target]
     else:
         if out is not None and out.suffix.lower() == ending and ending:
             raise UserError(f"{source} holds {len(videos)} videos: give --out a folder, each gets a file there")
-        folder = out or source.absolute().with_name(f"{source.absolute().name}_labelled")
+        beside = source.absolute().with_name(f"{source.absolute().name}_labelled")
+        folder = beside if out is None else as_folder(out)
         targets = [folder / f"{name}{ending}" for name in names]
     for target in targets:
-        if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
-            raise UserError(f"{target} lies in the source: give --out another name, the input is never written to")
         for file in {target, target.with_name(f"{target.name.removesuffix(TABLE)}{PICTURE}")}:
-            if file.exists() and not overwrite:
-                raise UserError(f"{file} exists already: --overwrite replaces it")
+            check_target(file, source, overwrite)
     return [(Path(name), target, video) for name, target, video in zip(names, targets, videos, strict=True)]
 
 
