@@ -136,6 +136,11 @@ def start_up(up: nn.Linear, init: str) -> nn.Linear:
     return up
 
 
+def scaled(feat: Tensor, alpha: float) -> Tensor:
+    """alpha * feat, without a way through memory for a factor of 1."""
+    return feat if alpha == 1.0 else alpha * feat
+
+
 class SpatialAdapter(Adapter):
     """SA(x) = W_up act( sum over the occupied k^3 cells of W_loc[d] W_down x_d ), added to the position encoding.
 
@@ -158,7 +163,7 @@ class SpatialAdapter(Adapter):
     def forward(self, base, point: Point) -> Point:
         out = base(point)
         hidden = subm_conv(self.down(point.feat), self.weight, self.bias, neighbors(point, self.kernel_size))
-        return out.but(feat=out.feat + self.alpha * self.up(self.dropout(self.act(hidden))))
+        return out.but(feat=out.feat + scaled(self.up(self.dropout(self.act(hidden))), self.alpha))
 
 
 class ContextAdapter(Adapter):
@@ -197,7 +202,7 @@ class ContextAdapter(Adapter):
         out = base(point)
         context, read = self.attend(point.feat, point.counts, state)
         state = state + read if self.update else state
-        feat = out.feat + self.alpha * self.up(self.dropout(context))
+        feat = out.feat + scaled(self.up(self.dropout(context)), self.alpha)
         return out.but(feat=feat, extra={**out.extra, key: state})
 
     def attend(self, feat: Tensor, counts: list[int], state: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,12 +218,12 @@ class ContextAdapter(Adapter):
             latents = latents.to(q.dtype)
             read = self.softmax(latents @ k.T, 1) @ v  # L_c [L, R]; zeros for an empty scene
             source = latents + read if self.step2 == "updated" else read
-            logits = q @ source.T  # [N, L]
+            logits = source @ q.T  # [L, N]: a softmax over four numbers is quick along the first dimension alone
             if self.step2_norm == "sigmoid":
                 weights = (at_least_float32(logits) * self.scale).sigmoid().to(q.dtype)
             else:
-                weights = self.softmax(logits, 1 if self.step2_norm == "latents" else 0)
-            contexts.append(weights @ source)
+                weights = self.softmax(logits, 0 if self.step2_norm == "latents" else 1)
+            contexts.append(weights.T @ source)
             reads.append(read)
         return torch.cat(contexts), torch.stack(reads)
 
