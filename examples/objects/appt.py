@@ -25,12 +25,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", default="examples/objects/appt")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-only", action="store_true")
     asked = parser.parse_args()
     compare(
         asked.data, asked.out, ARMS, seeds=3, factors=(1.0,), report_only=asked.report_only, backbone="minilm",
-        steps=asked.steps, points=512, lr=2e-3, head_lr=2e-3, eval_every=300, precision="bf16",
+        steps=asked.steps, points=512, lr=2e-3, head_lr=2e-3, eval_every=200, precision="bf16",
         threads=asked.threads,
     )  # fmt: skip
