@@ -121,6 +121,9 @@ def damage(folder: Path, kind: str) -> str:
     elif kind == "nan":
         coord[5, 0] = np.nan
         write_shape(file, coord)
+    elif kind == "one place":
+        write_shape(file, np.full_like(coord, 0.5))
+        return f"{file}: all 200 points are at the same place"
     elif kind == "unknown class":
         write_shape(folder / "train" / "cone" / "cone_0.ply", coord)
         return "cone_0.ply: it lies in no folder of a known class"
@@ -135,7 +138,7 @@ def damage(folder: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "truncated", "few points", "nan", "unknown class", "damaged mesh", "nothing"]
+    "kind", ["empty", "truncated", "few points", "nan", "one place", "unknown class", "damaged mesh", "nothing"]
 )
 def test_bad_data_sets(tmp_path, capsys, kind):
     shapes = write_shapes(tmp_path / "shapes")
@@ -145,7 +148,7 @@ def test_bad_data_sets(tmp_path, capsys, kind):
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "tiny.safetensors"]), "something was half-written"
 
 
-@pytest.mark.parametrize("kind", ["empty", "truncated", "few points", "nan"])
+@pytest.mark.parametrize("kind", ["empty", "truncated", "few points", "nan", "one place"])
 def test_bad_shapes_to_predict(trained, tmp_path, capsys, kind):
     shapes = write_shapes(tmp_path / "shapes", train=3)
     named = damage(shapes, kind)

@@ -171,7 +171,7 @@ class ObjectSet:
         Rows come sorted, so that neither rounding nor what is chosen of them depends on the file's order.
         need       points the model needs at least
         normalize  takes the place of the data set's
-        Raises UserError for an empty shape, one of fewer points, and NaN or infinite coordinates.
+        Raises UserError for an empty shape, one of fewer points or of one place, and NaN or infinite coordinates.
         """
         check_coord(coord, path, need)
         rows = sorted_rows(coord)
@@ -190,6 +190,8 @@ def check_coord(coord: np.ndarray, path: Path | str, need: int = 1) -> None:
         raise UserError(f"{path}: {bad} of {len(coord)} points have NaN or infinite coordinates; remove these points")
     if len(coord) < need:
         raise UserError(f"{path}: {len(coord)} points, the model needs at least {need}; leave this shape out")
+    if len(coord) > 1 and (coord == coord[0]).all():
+        raise UserError(f"{path}: all {len(coord)} points are at the same place; leave this shape out")
 
 
 def draw(name: str, seed: int = 0) -> bytes:
