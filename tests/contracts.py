@@ -440,8 +440,13 @@ def works_in_half_precision(case: Case) -> None:
 
 def refuses_another_backbone(case: Case) -> None:
     case.trained().save_pretrained(case.folder)
-    for other in (tiny(case.backbone, seed=7), tiny(case.backbone, classes=5)):
-        with pytest.raises(UserError, match="this adapter"):
+    another_kind = tiny("m1" if KIND[case.backbone] == "voxels" else "unet")
+    for other, message in (
+        (tiny(case.backbone, seed=7), "trained on other backbone weights"),
+        (another_kind, "trained on other backbone weights"),
+        (tiny(case.backbone, classes=5), "this adapter"),
+    ):
+        with pytest.raises(UserError, match=message):
             load_adapted(other, case.folder)
     with pytest.raises(UserError, match="no adapter"):
         load_adapted(case.plain(), case.folder / "nowhere")

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal
 import peft
 from peft import PeftConfig, PeftModel, PeftType
 from peft.utils import register_peft_method
+from safetensors import safe_open
 from torch import nn
 
 from pointadapt.errors import UserError
@@ -45,6 +46,8 @@ from pointadapt.ops.batchnorm import keep_still
 
 #: Method name -> config class; each file of this folder adds its own.
 METHODS: dict[str, type[PeftConfig]] = {}
+#: The file of an adapter's weights, and the key in it of what its head knows of the backbone.
+WEIGHTS, FINGERPRINT = "adapter_model.safetensors", "base_model.model.head.fingerprint"
 #: What most methods need of a backbone.
 NEEDS_TRANSFORMER = "blocks of attention and feed-forward branches, which a convolutional network does not have"
 
@@ -57,6 +60,8 @@ def check_kind(config: Any, name: str, model: Any) -> None:
     backbone = getattr(model, "backbone", model)
     if getattr(backbone, "kind", "points") not in getattr(config, "works_on", (getattr(backbone, "kind", "points"),)):
         raise UserError(f"method {name!r} cannot work on {type(backbone).__name__}: it needs {config.needs}")
+    if getattr(config, "regroups", False) and getattr(backbone, "pyramid", None) is not None:
+        raise UserError(f"method {name!r} cuts clouds into groups by itself, which a pyramid has no use for: use head mlp")
 
 
 class Recorded(PeftConfig):
@@ -107,6 +112,8 @@ class AdapterConfig(Recorded):
     needs: ClassVar[str] = NEEDS_TRANSFORMER
     #: Slot -> the one that takes its place in backbones that do not have it.
     stand_ins: ClassVar[dict[str, str]] = {}
+    #: Whether it makes tokens of its own from the points, beside or instead of those the tokenizer makes.
+    regroups: ClassVar[bool] = False
     #: Whether the adapted model computes exactly what the plain one does until it is trained.
     identity: ClassVar[bool] = True
 
@@ -256,6 +263,15 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
     return adapted
 
 
+def check_backbone(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Raise UserError when the adapter in ``folder`` was trained on another backbone, whose head says so, before a
+    method finds fault with what follows from that."""
+    check = getattr(getattr(model, "head", None), "check_fingerprint", None)
+    with safe_open(os.path.join(folder, WEIGHTS), "pt") as weights:
+        if check is not None and FINGERPRINT in weights.keys():  # noqa: SIM118  (no mapping)
+            check(weights.get_tensor(FINGERPRINT))
+
+
 def load_adapted(
     model: nn.Module, folder: str | os.PathLike, adapter_name: str = "default", trainable: bool = False
 ) -> PeftModel:
@@ -263,9 +279,10 @@ def load_adapted(
 
     Raises UserError when the folder holds no adapter, or one of another backbone or class list.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in ("adapter_config.json", WEIGHTS):
         if not os.path.isfile(os.path.join(folder, name)):
             raise UserError(f"{folder} holds no adapter: {name} is missing; give the folder that save_pretrained wrote")
+    check_backbone(model, folder)
     adapted = Adapted.from_pretrained(model, os.fspath(folder), adapter_name=adapter_name, is_trainable=trainable)
     adapted.peft_config[adapter_name].base_model_name_or_path = None  # see Recorded
     keep_still(adapted)

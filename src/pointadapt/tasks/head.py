@@ -22,13 +22,18 @@ class OfBackbone(nn.Module):
     def bind(self, backbone_hash: str) -> None:
         self.register_buffer("fingerprint", torch.tensor(list(bytes.fromhex(backbone_hash)), dtype=torch.uint8))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        saved = state_dict.get(prefix + "fingerprint")
-        if saved is not None and not saved.is_meta and not torch.equal(saved.cpu(), self.fingerprint.cpu()):
+    def check_fingerprint(self, saved: Tensor) -> None:
+        """Raises UserError where a saved head's fingerprint is that of other backbone weights."""
+        if not saved.is_meta and not torch.equal(saved.cpu(), self.fingerprint.cpu()):
             raise UserError(
                 f"this adapter was trained on other backbone weights (sha256 {hex_of(saved)[:12]}..., these are "
                 f"{hex_of(self.fingerprint)[:12]}...): load the backbone named in its adapter_config.json or run.json"
             )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        saved = state_dict.get(prefix + "fingerprint")
+        if saved is not None:
+            self.check_fingerprint(saved)
         own = {k: v for k, v in self.state_dict().items() if isinstance(v, Tensor) and v.ndim == 2}
         for name, value in own.items():
             weight = state_dict.get(prefix + name)
