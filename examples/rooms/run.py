@@ -37,6 +37,7 @@ CONTROLS = (
 #: Short runs of small crops: both grids take about seven hours of one core.
 RECIPE: dict[str, Any] = {
     "backbone": "nano", "steps": 100, "batch_size": 2, "points": 6144, "lr": 5e-3, "backbone_lr": 2e-3,
+    "precision": "bf16",
 }  # fmt: skip
 
 

@@ -28,7 +28,10 @@ ARMS = (
     "PVA and SCE, random weights = random:pointata",
 )
 #: One Linear on the mean over time of every frame's features, for all arms.
-RECIPE = {"backbone": "nano-mae", "head": "linear", "batch_size": 16, "lr": 2e-3, "head_lr": 2e-3, "backbone_lr": 2e-4}
+RECIPE = {
+    "backbone": "nano-mae", "head": "linear", "batch_size": 16, "lr": 2e-3, "head_lr": 2e-3, "backbone_lr": 2e-4,
+    "precision": "bf16",
+}  # fmt: skip
 SIZES = {
     "radhar": {"steps": 400, "points": 64, "groups": 16},
     "reversed": {"steps": 600, "points": 96, "groups": 12},
