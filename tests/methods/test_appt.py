@@ -16,8 +16,10 @@ from pointadapt.methods.appt import APPTConfig, Mix, PointTokens, pooled
 from pointadapt.methods.point_pn import PointPN
 from pointadapt.ops.pyramid import pyramid_rows
 from pointadapt.point import Point, collate
+from pointadapt.tasks.action_segmentation import ActionSegmentation
 from pointadapt.tasks.classification import Classification
 from pointadapt.tasks.parts import PartSegmentation
+from pointadapt.tasks.video import VideoClassification
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -380,7 +382,31 @@ def test_native_norm_and_other_heads():
     assert not any("final_norm" in n for n, p in model.named_parameters() if p.requires_grad)
     assert model.get_base_model().head.modules_to_save["default"].layers[1].in_features == 96
     kept = adapt(Classification(bert(), 4, head="mlp2"), APPTConfig(**SMALL, head=None))
-    assert kept.get_base_model().kind == "mlp2"
+    assert kept.get_base_model().head_kind == "mlp2"
+    with pytest.raises(UserError, match="head must be one of"):
+        tiny(head="mlp")
+
+
+def test_clips(tmp_path):
+    """Frame by frame, each as a shape by itself, under the head of videos; a segmentation reads as without a method."""
+    model = adapt(VideoClassification(bert(), 4), APPTConfig(**SMALL)).eval()
+    task, point = model.get_base_model(), clouds(6).but(extra={"frames": 3})
+    assert task.read == ("max+mean",) and task.head_kind == "mlp"
+    seen = task.frames(point)
+    alone = [task.frames(one.but(extra={"frames": 1}))[0] for one in point.split()]
+    torch.testing.assert_close(seen.flatten(0, 1), torch.cat(alone), atol=1e-5, rtol=1e-5)
+    task.loss(model.train()(point), torch.tensor([1, 3])).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.eval().save_pretrained(tmp_path)
+    again = load_adapted(VideoClassification(bert(), 4), tmp_path)
+    assert torch.equal(logits(again, point), logits(model, point))
+    linear = adapt(VideoClassification(bert(), 4), APPTConfig(**SMALL, head="linear", read=["cls", "max patch"]))
+    assert linear.get_base_model().head.modules_to_save["default"].layers[0].in_features == 96
+    with pytest.raises(UserError, match="head must be one of mlp, linear, not 'mlp3'"):
+        adapt(VideoClassification(bert(), 4), APPTConfig(**SMALL, head="mlp3"))
+    frames = ActionSegmentation(bert(), 4)
+    read, found = frames.read, logits(adapt(frames, APPTConfig(**SMALL)).eval(), point)
+    assert found.shape == (2, 3, 4) and frames.read == read
 
 
 def test_learns_a_toy_task():

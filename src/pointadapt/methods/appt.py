@@ -38,6 +38,7 @@ class APPTConfig(AdapterConfig):
 
     paper: ClassVar[str] = "APPT 2025, arXiv 2509.00374"
     default_targets: ClassVar[tuple[str, ...]] = ("tokenizer", "cls", "enter", "block", "final_norm")
+    regroups: ClassVar[bool] = True
     works_on: ClassVar[tuple[str, ...]] = ("tokens",)
     needs: ClassVar[str] = "a transformer over tokens: a foundation model, or one over groups of points"
     #: The frozen model never sees points otherwise, so there is nothing to start from unchanged.
@@ -80,10 +81,11 @@ class APPTConfig(AdapterConfig):
     train_tokens: bool = field(default=True, metadata={"help": "False: the point network stays as it was drawn."})
     read: list[str] | None = field(
         default_factory=lambda: ["max+mean"],
-        metadata={"help": "What a classification head reads of the tokens."},
+        metadata={"help": "What a classification head reads of the tokens (of each frame)."},
     )
     head: str | None = field(
-        default="appt", metadata={"help": "Head of a classification; none: the one the model was given."}
+        default="appt",
+        metadata={"help": "Head of a classification; none, and appt on videos: the one the model was given."},
     )
     compat: Literal["clean", "released"] = field(
         default="clean", metadata={"help": "released: the published classifier, dependent on the order of points."}
@@ -115,8 +117,11 @@ class APPTConfig(AdapterConfig):
         return slot if slot is not None and needed.get(slot, True) else None
 
     def choose_read(self, model: Any) -> None:
-        if hasattr(model, "kind"):  # a classification; a part segmentation goes on reading points' features
-            model.read_from(self.read or model.read, self.head)
+        """Of a classification, of shapes or clips; a segmentation goes on reading features of points or frames."""
+        heads = getattr(model, "heads", ())
+        if heads:
+            own = None if self.head == "appt" and "appt" not in heads else self.head
+            model.read_from(self.read or model.read, own)
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         if site.slot == "tokenizer":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ class Classification(nn.Module):
     Raises UserError for fewer than two classes.
     """
 
+    #: Heads that a method may ask for in :meth:`read_from`.
+    heads: ClassVar[tuple[str, ...]] = get_args(HeadKind)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -50,23 +53,23 @@ class Classification(nn.Module):
         self.classes = class_names(classes)
         self.backbone = backbone
         self.name_or_path = backbone.name_or_path
-        self.kind, self.smoothing, self.dropout = head, smoothing, dropout
+        self.head_kind, self.smoothing, self.dropout = head, smoothing, dropout
         self.auxiliary: Tensor | None = None
         self.read: tuple[str, ...] = ()
         self.read_from(read or backbone.reads)
 
-    def read_from(self, parts: Sequence[str], kind: HeadKind | None = None) -> None:
-        """Build a new head that reads these parts, of this kind (default: the model's).
+    def read_from(self, parts: Sequence[str], head_kind: HeadKind | None = None) -> None:
+        """Build a new head that reads these parts, one of ``heads`` (default: the model's).
 
         Raises UserError when an adapter has trained another head already.
         """
-        head, kind = self._modules.get("head"), kind or self.kind
-        if head is not None and tuple(parts) == self.read and kind == self.kind:
+        head, head_kind = self._modules.get("head"), head_kind or self.head_kind
+        if head is not None and tuple(parts) == self.read and head_kind == self.head_kind:
             return
         check_untrained(head, Head, parts, self.read)
-        self.read, self.kind = tuple(parts), kind
+        self.read, self.head_kind = tuple(parts), head_kind
         channels = sum(width_of(part, self.backbone) for part in self.read)
-        self.head = Head(self.kind, channels, len(self.classes), backbone_fingerprint(self.backbone), self.dropout)
+        self.head = Head(head_kind, channels, len(self.classes), backbone_fingerprint(self.backbone), self.dropout)
 
     def forward(self, point: Point) -> Tensor:
         out = self.backbone(point)
@@ -124,12 +127,14 @@ def width_of(part: str, backbone: Backbone) -> int:
 class Head(OfBackbone):
     """[B, channels] -> logits. Indices of ``layers`` are those of the published ``cls_head_finetune``."""
 
-    def __init__(self, kind: HeadKind, channels: int, classes: int, backbone_hash: str, dropout: float | None) -> None:
+    def __init__(
+        self, head_kind: HeadKind, channels: int, classes: int, backbone_hash: str, dropout: float | None
+    ) -> None:
         super().__init__()
-        rate = (0.4 if kind == "appt" else 0.5) if dropout is None else dropout
+        rate = (0.4 if head_kind == "appt" else 0.5) if dropout is None else dropout
 
         def hidden(width: int, out: int = 256) -> list[nn.Module]:
-            norm = [nn.BatchNorm1d(out)] if kind in ("mlp3", "appt") else []
+            norm = [nn.BatchNorm1d(out)] if head_kind in ("mlp3", "appt") else []
             return [nn.Linear(width, out), *norm, nn.ReLU(), nn.Dropout(rate)]
 
         layers: dict[str, list[nn.Module]] = {
@@ -138,10 +143,10 @@ class Head(OfBackbone):
             "linear": [nn.Dropout(dropout or 0.0), nn.Linear(channels, classes)],
             "appt": [*hidden(channels, 512), *hidden(512), nn.Linear(256, classes)],
         }
-        if kind not in layers:
-            raise UserError(f"head must be one of {', '.join(layers)}, not {kind!r}")
-        self.before = nn.Dropout((0.1 if dropout is None else dropout) if kind == "appt" else 0.0)
-        self.layers = nn.Sequential(*layers[kind])
+        if head_kind not in layers:
+            raise UserError(f"head must be one of {', '.join(layers)}, not {head_kind!r}")
+        self.before = nn.Dropout((0.1 if dropout is None else dropout) if head_kind == "appt" else 0.0)
+        self.layers = nn.Sequential(*layers[head_kind])
         self.bind(backbone_hash)
 
     def forward(self, feat: Tensor) -> Tensor:

@@ -64,9 +64,10 @@ def class_names(classes: int | Sequence[str]) -> list[str]:
     return names
 
 
-def check_untrained(head: nn.Module | None, kind: type[nn.Module], parts: Sequence[str], read: Sequence[str]) -> None:
-    """Raises UserError where an adapter has wrapped a head that reads other parts: it cannot be built anew."""
-    if head is not None and not isinstance(head, kind):
+def check_untrained(head: nn.Module | None, own: type[nn.Module], parts: Sequence[str], read: Sequence[str]) -> None:
+    """Raises UserError where an adapter has wrapped the task's ``own`` head, which reads other parts: it cannot be
+    built anew."""
+    if head is not None and not isinstance(head, own):
         raise UserError(
             f"this adapter's head reads {', '.join(parts)}, the adapters already there read "
             f"{', '.join(read)}: load it onto a model of its own"

@@ -6,7 +6,7 @@ Heads and loss: specs/pointata.md 6.1, chosen there (the paper's are not publish
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class VideoClassification(VideoTask):
     Raises UserError for a backbone over single points, or fewer than two classes.
     """
 
+    #: Heads that a method may ask for in :meth:`read_from`.
+    heads: ClassVar[tuple[str, ...]] = get_args(VideoHeadKind)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -47,16 +50,21 @@ class VideoClassification(VideoTask):
         weights: Tensor | None = None,
     ) -> None:
         super().__init__(backbone, classes, chunk, weights)
-        if head not in ("mlp", "linear"):
-            raise UserError(f"head must be one of mlp, linear, not {head!r}")
         self.head_kind, self.smoothing, self.dropout = head, smoothing, dropout
         self.read_from(read or backbone.reads)
 
-    def read_from(self, parts: Sequence[str]) -> None:
-        """Build a new head that reads these. Raises UserError when an adapter has trained another head already."""
-        if "head" in self._modules and tuple(parts) == self.read:
+    def read_from(self, parts: Sequence[str], head_kind: VideoHeadKind | None = None) -> None:
+        """Build a new head that reads these parts, one of ``heads`` (default: the model's).
+
+        Raises UserError for a head that is none of them, and when an adapter has trained another one already.
+        """
+        head_kind = head_kind or self.head_kind
+        if head_kind not in self.heads:
+            raise UserError(f"head must be one of {', '.join(self.heads)}, not {head_kind!r}")
+        if "head" in self._modules and tuple(parts) == self.read and head_kind == self.head_kind:
             return
-        self.new_head(parts, lambda c, fp: ClipHead(self.head_kind, c, len(self.classes), fp, self.dropout))
+        self.new_head(parts, lambda c, fp: ClipHead(head_kind, c, len(self.classes), fp, self.dropout))
+        self.head_kind = head_kind
 
     def forward(self, point: Point) -> Tensor:
         return self.head(self.frames(point).mean(1))
@@ -70,9 +78,11 @@ class VideoClassification(VideoTask):
 class ClipHead(VideoHead):
     """[B, channels] -> logits [B, classes]."""
 
-    def __init__(self, kind: VideoHeadKind, channels: int, classes: int, backbone_hash: str, dropout: float) -> None:
+    def __init__(
+        self, head_kind: VideoHeadKind, channels: int, classes: int, backbone_hash: str, dropout: float
+    ) -> None:
         super().__init__()
-        if kind == "linear":
+        if head_kind == "linear":
             self.layers = nn.Sequential(nn.Linear(channels, classes))
         else:
             self.layers = nn.Sequential(
