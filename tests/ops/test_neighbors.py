@@ -145,3 +145,20 @@ def test_coordinates_that_are_no_numbers_are_refused():
     coord[7, 1] = torch.nan
     with pytest.raises(UserError, match="NaN or infinite"):
         group(Point(coord, coord, torch.tensor([40])), 8, 4)
+
+
+@pytest.mark.parametrize("points", [64, 1000])
+@pytest.mark.parametrize("is_lattice", [False, True])
+def test_nearest_is_the_brute_force(points, is_lattice):
+    """Few points are compared one by one, many in a tree; on a lattice most distances are tied."""
+    draw = torch.Generator().manual_seed(points)
+    coord = torch.rand(3, points, 3, generator=draw)
+    coord = (coord * 6).round() if is_lattice else coord
+    query = coord[:, :20] + 0.1
+    every = (query[:, :, None] - coord[:, None]).square().sum(-1)
+    found = nearest(query, coord, 16)
+    assert found.shape == (3, 20, 16) and all(len(row.unique()) == 16 for row in found.flatten(0, 1))
+    wanted = every.sort(-1).values[..., :16]
+    torch.testing.assert_close(every.gather(2, found), wanted, rtol=1e-6, atol=1e-7)
+    if not is_lattice:
+        assert torch.equal(found, every.argsort(-1)[..., :16])

@@ -8,18 +8,22 @@ row 0, never picks points within 0.0316 of the origin, and breaks ties by the th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pointadapt.errors import UserError
-from pointadapt.ops.frozen import BLOCK
 from pointadapt.point import Point
 
 Rule = Literal["clean", "released"]
+
+#: Neighbours beyond those wanted that a tree is asked for: rounding to float32 may change the order of a few.
+SPARE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,15 +145,34 @@ def thread_order(points: int) -> Tensor:
 
 @torch.no_grad()
 def nearest(query: Tensor, coord: Tensor, count: int) -> Tensor:
-    """[B, Q, count] rows of coord [B, N, 3] nearest to query [B, Q, 3], nearest first; exact differences."""
-    most = BLOCK // max(1, query.shape[1] * coord.shape[1])
-    if coord.device.type == "cpu" and len(coord) > max(1, most):  # a few clouds at a time: distances stay in the cache
-        parts = zip(query.split(max(1, most)), coord.split(max(1, most)), strict=True)
-        return torch.cat([nearest(q, c, count) for q, c in parts])
-    distance = coord.new_zeros(query.shape[0], query.shape[1], coord.shape[1])
-    for axis in range(3):  # one axis at a time: no [B, Q, N, 3] is made
-        distance += (query[:, :, None, axis] - coord[:, None, :, axis]).square_()
-    return distance.topk(count, largest=False).indices
+    """[B, Q, count] rows of coord [B, N, 3] nearest to query [B, Q, 3], nearest first; exact differences in its dtype.
+
+    Raises ValueError for coordinates that are no numbers.
+    """
+    points = coord.shape[1]
+    if coord.device.type == "cpu" and points >= max(256, 4 * count) and not torch.compiler.is_compiling():
+        rows = candidates(query, coord, count + SPARE)
+        flat = rows.flatten(1)
+        near = [coord[..., axis].gather(1, flat).view_as(rows) for axis in range(3)]
+        chosen = distances(query, near).topk(count, largest=False).indices
+        return rows.gather(2, chosen)
+    return distances(query, [coord[:, None, :, axis] for axis in range(3)]).topk(count, largest=False).indices
+
+
+def distances(query: Tensor, coord: Sequence[Tensor]) -> Tensor:
+    """[B, Q, n] squared, from x, y and z that broadcast to that: no [B, Q, n, 3] is made."""
+    first, *others = ((query[..., axis, None] - along).square_() for axis, along in enumerate(coord))
+    return first.add_(others[0]).add_(others[1])
+
+
+def candidates(query: Tensor, coord: Tensor, count: int) -> Tensor:
+    """[B, Q, count] rows by SciPy's tree, which computes in float64: some more than wanted, to be ranked again."""
+    from scipy.spatial import cKDTree
+
+    trees = (cKDTree(cloud, balanced_tree=False, compact_nodes=False) for cloud in coord.double().numpy())
+    return torch.from_numpy(
+        np.stack([t.query(q, count)[1] for t, q in zip(trees, query.double().numpy(), strict=True)])
+    )
 
 
 def spread(point: Point, center: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
