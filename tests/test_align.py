@@ -8,12 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from pointadapt.align import Align, align, align_model, clip_tokens, majority, observe, place, source_features
+from pointadapt.align import (
+    Align,
+    align,
+    align_model,
+    clip_tokens,
+    majority,
+    observe,
+    observe_pyramid,
+    place,
+    pyramid_of,
+    source_features,
+)
 from pointadapt.analysis.transport import Source, Transport, neighbour_accuracy
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt, load_adapted
 from pointadapt.methods.pae import PAE
+from pointadapt.tasks.video_segmentation import VideoSegmentation
 from small_videos import FRAMES, adapted, logits, net, packed, stirred, task, video
 
 WIDTH = 32
@@ -158,9 +170,49 @@ def test_the_label_of_a_group_is_its_majority():
     label = torch.zeros(16, 8, dtype=torch.long)
     label[0], label[1] = torch.tensor([1] * 5 + [0] * 3), torch.tensor([1] * 4 + [0] * 4)
     label[2], label[3] = torch.tensor([-1] * 5 + [2] * 3), torch.tensor([-1] * 4 + [2] * 4)
-    found = majority(point, out, adapter, label.flatten(), 0.6)[0]
+    found = majority(point, out.center, 8, label.flatten(), 0.6)[0]
     by_place = {int((places - c).norm(dim=1).argmin()): int(v) for c, v in zip(out.center[0], found, strict=True)}
     assert [by_place[i] for i in range(5)] == [1, -1, -1, 2, 0]
+
+
+def test_stage_one_of_a_pyramid():
+    """Its tokens are the samples; nothing but the pyramid changes, and the model's tokens are what was aligned."""
+    torch.manual_seed(0)
+    plain = VideoSegmentation(net(), 3, head="slim", points=256)
+    model = adapt(plain, METHODS["pointata"](rank=8)).eval()
+    with pytest.raises(UserError, match="no labelled clips"):
+        observe_pyramid(model, [(video(1, 3, 256), torch.full((768,), -1))])
+
+    def third(point):  # classes by height
+        order = point.coord[:, 2].argsort().argsort()
+        return order * 3 // len(order)
+
+    clips = [(point, third(point)) for point in (video(2, 3, 256, seed) for seed in (1, 2))]
+    samples, labels = observe_pyramid(model, clips)
+    assert len(samples.clips) == 4 and samples.place[:, 0].unique().tolist() == [0, 1, 2, 3]
+    assert len(samples) == len(labels) > 12 and set(labels.tolist()) <= {0, 1, 2}
+    samples.at_once = 2
+    drawn = samples.draw(labels.numpy(), 9, 0)
+    assert len(samples.place[drawn, 0].unique()) == 2
+    rows = torch.tensor([len(samples) - 1, 0, 5])
+    with torch.no_grad():
+        found = samples.features(pyramid_of(model), rows)
+        for row, feature in zip(samples.place[rows], found, strict=True):
+            tokens = pyramid_of(model)(samples.clips[row[0]]).extra["patches"].feat
+            torch.testing.assert_close(feature, tokens.flatten(0, 1)[row[1]], atol=1e-5, rtol=1e-5)
+    draw = torch.Generator().manual_seed(0)
+    source = 0.3 + 0.1 * torch.randn(60, 48, generator=draw), torch.arange(60) % 3
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    how = Align(epochs=4, steps=5, lr=2e-2, source_batch=40, subset=40, per_class=32)
+    told = align_model(model, clips, *source, "token", how)
+    assert told.distance[-1] < 0.5 * told.distance[0]
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(".pyramid.modules_to_save.default." in k for k in changed)
+    assert all(torch.equal(pyramid_of(model).state_dict()[k], v) for k, v in told.state.items())
+    place(
+        model, {k.partition(".default.")[2]: v for k, v in before.items() if ".pyramid.modules_to_save.default." in k}
+    )
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_the_source_is_seen_by_the_frozen_tokenizer(tmp_path):

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from pointadapt.analysis.distance import Features, shape_features
 from pointadapt.analysis.transport import Source, Transport, balanced, neighbour_accuracy
+from pointadapt.backbones.frame_pyramid import NEIGHBORS, anchors
 from pointadapt.data.object_set import UP
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
 from pointadapt.methods.core import AdapterLayer
 from pointadapt.methods.pointata import ClipTokens, new_pae
-from pointadapt.ops.frames import frames_in
+from pointadapt.ops.frames import frames_in, take_clouds
 from pointadapt.ops.neighbors import nearest
-from pointadapt.point import Point
-from pointadapt.tokens import Tokens
+from pointadapt.point import Point, collate
 
 Unit = Literal["clip", "frame", "token"]
 
@@ -109,9 +109,67 @@ class Alignment:
         }
 
 
+class Observed:
+    """Samples [S, m, ...] that :func:`observe` gave, whose features are the means over a PAE's m tokens.
+
+    tokens  of each sample that a step looks at, drawn at random; None: all
+    """
+
+    def __init__(self, seen: Tensor, tokens: int | None = None) -> None:
+        self.seen, self.tokens = seen, tokens
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def draw(self, names: np.ndarray, count: int, seed: int) -> np.ndarray:
+        """Rows of a step's samples, class-balanced."""
+        return balanced(names, count, seed)
+
+    def features(self, pae: nn.Module, rows: Tensor, seed: int | None = None) -> Tensor:
+        """[r, D] of the samples ``rows``; with a ``seed``, of some of their tokens."""
+        if seed is not None and self.tokens is not None and self.tokens < self.seen.shape[1]:
+            drawn = np.random.default_rng(seed).permutation(self.seen.shape[1])[: self.tokens]
+            picked = self.seen[rows[:, None], torch.from_numpy(drawn)]
+        else:
+            picked = self.seen[rows]
+        return pae(picked.to(next(pae.parameters()).device, torch.float32)).mean(1)
+
+
+class PyramidTokens:
+    """Tokens of clips that a :class:`~pointadapt.backbones.frame_pyramid.FramePyramid` makes anew at every step.
+
+    clips   Points of one clip each;  place [S, 2]: each sample's clip and its place among that clip's tokens
+    at_once clips of a step, drawn at random (inferred): its samples come from these alone
+    """
+
+    def __init__(self, clips: list[Point], place: Tensor, at_once: int = 8) -> None:
+        self.clips, self.place, self.at_once = clips, place, at_once
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def draw(self, names: np.ndarray, count: int, seed: int) -> np.ndarray:
+        chosen = np.random.default_rng(seed).permutation(np.unique(self.place[:, 0]))[: self.at_once]
+        rows = np.flatnonzero(np.isin(self.place[:, 0], chosen))
+        return rows[balanced(names[rows], count, seed)]
+
+    def features(self, pae: nn.Module, rows: Tensor, seed: int | None = None) -> Tensor:
+        clip, token = self.place[rows].unbind(1)
+        device, found = next(pae.parameters()).device, []
+        for run in clip.unique().split(self.at_once):
+            parts = [self.clips[c].to(device) for c in run.tolist()]
+            center = torch.cat([part.extra["anchors"] for part in parts])
+            whole = collate(parts).but(extra={"frames": parts[0].extra["frames"], "anchors": center})
+            made = pae(whole).extra["patches"].feat.unflatten(0, (len(run), -1)).flatten(1, 2)  # [clips, tokens, D]
+            here = torch.isin(clip, run)
+            found.append(made[torch.searchsorted(run, clip[here]).to(device), token[here].to(device)])
+        order = torch.cat([torch.isin(clip, run).nonzero()[:, 0] for run in clip.unique().split(self.at_once)])
+        return torch.cat(found)[order.argsort().to(device)]
+
+
 def align(
     pae: nn.Module,
-    samples: Tensor,
+    samples: Tensor | Observed | PyramidTokens,
     labels: Any,
     source_features: Any,
     source_labels: Any,
@@ -120,8 +178,9 @@ def align(
 ) -> Alignment:
     """Train ``pae`` in place until its mean tokens of the samples lie as the source's features do.
 
-    pae      a trainable :class:`~pointadapt.methods.pae.PAE` or NewEmbed (``new_pae``)
-    samples  what :func:`observe` gives, [S, m, ...]; a sample's feature is the mean over its m tokens
+    pae      a trainable :class:`~pointadapt.methods.pae.PAE` or NewEmbed (``new_pae``), or a FramePyramid
+    samples  what :func:`observe` gives, [S, m, ...]; a sample's feature is the mean over its m tokens. For a pyramid
+             what :func:`observe_pyramid` gives
     labels   S labels; source_features [n, D] with n labels. The two sets may share no class
     log      called after each epoch with epoch, distance and lr
     Depends on its arguments alone: batches are drawn by ``how.seed``. Raises UserError for sets without classes.
@@ -130,6 +189,8 @@ def align(
     begin = time.perf_counter()
     device = next(pae.parameters()).device
     names = _array(labels)
+    if isinstance(samples, Tensor):
+        samples = Observed(samples, how.tokens)
     if len(names) != len(samples):
         raise UserError(f"labels has {len(names)} entries for {len(samples)} samples")
     classes = len(np.unique(names))
@@ -138,18 +199,10 @@ def align(
     fixed = whole.batch(how.subset, how.seed)
     shown = torch.from_numpy(balanced(names, how.subset, how.seed))
 
-    def feature(rows: Tensor, seed: int | None = None) -> Tensor:
-        if seed is not None and how.tokens is not None and how.tokens < samples.shape[1]:
-            draw = np.random.default_rng(seed).permutation(samples.shape[1])[: how.tokens]
-            picked = samples[rows[:, None], torch.from_numpy(draw)]
-        else:
-            picked = samples[rows]
-        return pae(picked.to(device, torch.float32)).mean(1)
-
     @torch.no_grad()
     def seen() -> Tensor:
         pae.eval()
-        return torch.cat([feature(rows) for rows in shown.split(64)])
+        return torch.cat([samples.features(pae, rows) for rows in shown.split(64)])
 
     first = seen()
     chosen = names[shown.numpy()]
@@ -162,11 +215,11 @@ def align(
         pae.train()
         for step in range(how.steps):
             draw = int(np.random.SeedSequence([how.seed, epoch, step]).generate_state(1)[0])
-            rows = balanced(names, how.per_class * classes, draw)
+            rows = samples.draw(names, how.per_class * classes, draw)
             batch = whole.batch(how.source_batch, draw)
             measure = batch.distance if how.objective == "full" else batch.classwise
             optimizer.zero_grad(set_to_none=True)
-            measure(feature(torch.from_numpy(rows), draw), names[rows]).backward()
+            measure(samples.features(pae, torch.from_numpy(rows), draw), names[rows]).backward()
             nn.utils.clip_grad_norm_(pae.parameters(), how.clip)
             optimizer.step()
             schedule.step()
@@ -195,9 +248,16 @@ def align_model(
 
     clips            batches of the TRAINING split (Point, labels), without augmentation, see :func:`observe`
     source_features  mean patch tokens of shapes through the same frozen tokenizer (:func:`source_features`)
-    The new embedder starts from ``how.seed``. Raises UserError for a model without a PAE.
+    The new embedder starts from ``how.seed``; a pyramid, where the task has one, from where it is. Raises UserError for
+    a model without either.
     """
     how = how or Align()
+    pyramid = pyramid_of(model)
+    if pyramid is not None:
+        kept = pyramid.training
+        found = align(pyramid, *observe_pyramid(model, clips), source_features, source_labels, how, log)
+        pyramid.train(kept)
+        return found
     samples, labels = observe(model, clips, unit)
     adapter, _, config = clip_tokens(model)
     tokenizer = adapter.tokenizer[0]
@@ -210,7 +270,11 @@ def align_model(
 
 
 def place(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put aligned weights into the active PointATA adapter, held or trained alike."""
+    """Put aligned weights into the active PointATA adapter, held or trained alike, or into the task's pyramid."""
+    pyramid = pyramid_of(model)
+    if pyramid is not None:
+        pyramid.load_state_dict(state)
+        return
     adapter, _, _ = clip_tokens(model)
     assert adapter.pae is not None
     adapter.pae.load_state_dict(state)
@@ -229,6 +293,43 @@ def clip_tokens(model: nn.Module) -> tuple[ClipTokens, nn.Module, Any]:
                 if isinstance(adapter, ClipTokens) and adapter.pae is not None:
                     return adapter, layer.base_layer, configs[name]
     raise UserError("there is nothing to align: adapt the model with PointATAConfig and a pae other than none")
+
+
+def pyramid_of(model: nn.Module) -> nn.Module | None:
+    """The trained pyramid that makes a model's tokens; None where its own tokenizer does."""
+    for module in model.modules():
+        found = module._modules.get("pyramid")
+        if found is not None:
+            copies = found._modules.get("modules_to_save")
+            return found if copies is None else copies[found.active_adapters[0]]  # type: ignore[index]
+    return None
+
+
+@torch.no_grad()
+def observe_pyramid(
+    model: nn.Module, clips: Iterable[tuple[Point, Tensor]], purity: float = 0.6
+) -> tuple[PyramidTokens, Tensor]:
+    """Clips, whose points have labels [N], as tokens with a label each: that of most points around its anchor, as for
+    unit "token" of :func:`observe`."""
+    pyramid: Any = pyramid_of(model)
+    assert pyramid is not None
+    kept: list[Point] = []
+    places, names = [], []
+    for point, label in clips:
+        count, size = frames_in(point, point.num_clouds), pyramid.sizes[-1]
+        center = anchors(point, pyramid.sizes[0])
+        found = majority(point, center[:, :size], NEIGHBORS, label.to(point.coord.device), purity)
+        for first in range(0, point.num_clouds, count):
+            own = found[first : first + count].flatten().cpu()
+            known = (own >= 0).nonzero()[:, 0]
+            places.append(torch.stack([torch.full_like(known, len(kept)), known], 1))
+            names.append(own[known])
+            rows = torch.arange(first, first + count, device=point.coord.device)
+            clip = take_clouds(point, rows).but(extra={"frames": count, "anchors": center[rows]})
+            kept.append(clip.to("cpu"))
+    if not sum(map(len, names)):
+        raise UserError("there are no labelled clips to align: check the training split")
+    return PyramidTokens(kept, torch.cat(places)), torch.cat(names)
 
 
 @torch.no_grad()
@@ -258,7 +359,10 @@ def observe(
             elif unit == "frame":
                 label = label[:, :: adapter.stride].flatten()
             else:
-                label = majority(point, out, adapter, label, purity).flatten()
+                assert out.center is not None
+                label = majority(
+                    point, out.center, adapter.tokenizer[0].group_size, label, purity, adapter.stride
+                ).flatten()
                 seen = seen.flatten(0, 1)[:, None]
             if len(label) != len(seen):
                 raise UserError(f"unit {unit!r} has {len(seen)} samples here, but there are {len(label)} labels")
@@ -272,17 +376,17 @@ def observe(
     return torch.cat(found), torch.cat(names)
 
 
-def majority(point: Point, out: Tokens, adapter: ClipTokens, label: Tensor, purity: float) -> Tensor:
-    """[R, G] the label most of a group's points have; -1 where fewer than ``purity`` agree or half have none."""
-    assert out.center is not None
-    size = adapter.tokenizer[0].group_size
+def majority(point: Point, center: Tensor, size: int, label: Tensor, purity: float, stride: int = 1) -> Tensor:
+    """[R, G] the label [N] most of the ``size`` points around each center [R, G, 3] have, in every ``stride``-th cloud;
+    -1 where fewer than ``purity`` agree or half have none."""
     rows, found = zip(point.coord.split(point.counts), label.split(point.counts), strict=True), []
-    seen = [pair for index, pair in enumerate(rows) if index % adapter.stride == 0]
-    for center, (coord, own) in zip(out.center, seen, strict=True):
-        near = own[nearest(center[None], coord[None], size)[0]]  # [G, K]
-        best = torch.where(near < 0, -2 - torch.arange(size, device=near.device), near).mode(1).values
+    seen = [pair for index, pair in enumerate(rows) if index % stride == 0]
+    for here, (coord, own) in zip(center, seen, strict=True):
+        near = own[nearest(here[None], coord[None], min(size, len(coord)))[0]]  # [G, K]
+        few = near.shape[1]
+        best = torch.where(near < 0, -2 - torch.arange(few, device=near.device), near).mode(1).values
         known, agree = (near >= 0).sum(1), (near == best[:, None]).sum(1)
-        found.append(torch.where((2 * known >= size) & (agree >= purity * known) & (best >= 0), best, -1))
+        found.append(torch.where((2 * known >= few) & (agree >= purity * known) & (best >= 0), best, -1))
     return torch.stack(found)
 
 

@@ -51,8 +51,10 @@ class Run:
     decoder: bool = option(False, "Put the PTv3 decoder on an encoder-only backbone and train it with the head.")
     method: str = by_kind("method", "Adaptation method (pointadapt methods lists them and their options).")
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the method, by name."})
-    head: Literal["mlp3", "mlp2", "mlp", "linear"] = by_kind(
-        "head", "Point-MAE's head (mlp3), Point-BERT's (mlp2), that of videos (mlp), or one Linear."
+    head: Literal["mlp3", "mlp2", "mlp", "linear", "pyramid", "slim"] = by_kind(
+        "head",
+        "Point-MAE's head (mlp3), Point-BERT's (mlp2), that of videos (mlp), one Linear; points of videos: "
+        "convolutions around the transformer (pyramid, slim), for frames of thousands of points.",
     )
 
     steps: int = by_kind("steps", "Optimiser steps.")

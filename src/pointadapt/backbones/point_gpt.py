@@ -48,7 +48,11 @@ class ChainTokenizer(Tokenizer):
         order = chain(center)
         shape = coord.shape
         coord = gather(coord.flatten(2), order).view(shape)
-        return super().tokens(coord, gather(center, order), point)
+        return super().placed(self.reduce(self.embed(coord)), gather(center, order), point)
+
+    def placed(self, feat: Tensor, center: Tensor, point: Point) -> Tokens:
+        order = chain(center)
+        return super().placed(gather(feat, order), gather(center, order), point)
 
 
 @torch.no_grad()

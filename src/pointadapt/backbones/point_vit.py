@@ -129,14 +129,21 @@ class Tokenizer(nn.Module):
         is_narrow = config.embed_channels != config.channels
         self.reduce = nn.Linear(config.embed_channels, config.channels) if is_narrow else nn.Identity()
         self.pos = self.position(config.channels)
+        self.is_fed = False  # whether a pyramid makes the tokens (frame_pyramid.py)
 
     def forward(self, point: Point) -> Tokens:
+        if self.is_fed and "patches" in point.extra:
+            made = point.extra["patches"]
+            return self.placed(made.feat, made.center, point)
         found = group(point, self.groups, self.group_size, self.sampling)
         return self.tokens(found.coord, found.center, point)
 
     def tokens(self, coord: Tensor, center: Tensor, point: Point) -> Tokens:
         """From groups [B, G, K, 3] around centres [B, G, 3]."""
-        feat = self.reduce(self.embed(coord))
+        return self.placed(self.reduce(self.embed(coord)), center, point)
+
+    def placed(self, feat: Tensor, center: Tensor, point: Point) -> Tokens:
+        """Features [B, G, C] of groups as tokens with their positions."""
         layout = (("patch", center.shape[1]),)
         return Tokens(feat, layout, self.pos(center), center, point, extra=point.extra, cache=point.cache)
 
@@ -277,6 +284,7 @@ class PointViT(Backbone):
         self.blocks = nn.ModuleList(self.block(config, rate) for rate in rising(config.drop_path, config.depth))
         self.final_norm = nn.LayerNorm(config.channels)
         self.fresh = ["cls"] if config.cls_tokens else []
+        self.pyramid: nn.Module | None = None  # makes the tokens of dense frames where a task puts one
         self.apply(init_weights)
 
     def forward(self, point: Point) -> Tokens:  # type: ignore[override]
@@ -285,6 +293,8 @@ class PointViT(Backbone):
 
     def enter(self, point: Point) -> Tokens:
         """What goes into the first block."""
+        if self.pyramid is not None:
+            point = self.pyramid(point)
         return self.cls(self.tokenizer(point))
 
     def stages(self, point: Point) -> Iterator[Tokens]:

@@ -32,6 +32,8 @@ CLIPS, MEMORY = 512, 1 << 30
 #: Tokens of a clip that a step looks at; their mean stands for that of all.
 TOKENS = 256
 BATCH = 16
+#: Samples of each class in a step: clips, frames, tokens (specs, pointata 4.3).
+PER_CLASS = {"action": 4, "action_segmentation": 16, "video_segmentation": 32}
 UNITS: dict[str, Unit] = {"action": "clip", "action_segmentation": "frame", "video_segmentation": "token"}
 
 
@@ -71,6 +73,7 @@ def stage_one(model: Any, domain: Domain, config: Any, is_main: bool) -> tuple[d
     how = Align(
         objective=config.align_objective, epochs=config.align_epochs, steps=config.align_steps, seed=seed,
         source_batch=min(256, len(names)), subset=min(400, len(names)), tokens=TOKENS,
+        per_class=PER_CLASS[domain.kind.name],
     )  # fmt: skip
 
     def log(line: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ from pointadapt.tasks.video_segmentation import VideoSegmentation
 
 #: A folder of labelled frames has these beside them.
 SHARES, TIMELINE = "classes.csv", "timeline.png"
+#: P4Transformer's, in the metres that clips keep with ``normalize: repo``.
+RADIUS = 0.9
 #: Training clips whose points are counted to weigh the classes.
 COUNTED = 256
 
@@ -119,7 +121,7 @@ class PointClasses(Videos):
     """
 
     target: ClassVar[str] = "segment"
-    heads: ClassVar[tuple[str, ...]] = ("mlp",)
+    heads: ClassVar[tuple[str, ...]] = ("mlp", "pyramid", "slim")
 
     def settled(self, run: Run) -> Run:
         if run.smoothing:
@@ -128,8 +130,19 @@ class PointClasses(Videos):
 
     def task(self, backbone: Any) -> VideoSegmentation:
         self.know(backbone)
-        skip = 6 if self.dataset.color else 3
-        return VideoSegmentation(backbone, self.names, skip=skip, dropout=self.run.dropout)
+        head: Any = self.run.head
+        task = VideoSegmentation(
+            backbone,
+            self.names,
+            skip=6 if self.dataset.color else 3,
+            dropout=self.run.dropout,
+            head=head,
+            points=self.dataset.points,
+            radius=RADIUS if self.dataset.normalize == "repo" else None,
+        )
+        if head != "mlp":
+            self.need = backbone.pyramid.sizes[0]
+        return task
 
     def first_stage(self, model: nn.Module, resume: bool, is_main: bool) -> dict[str, Any] | None:
         """Weighs the loss's classes by how often they occur in training clips, as published for Synthia4D."""

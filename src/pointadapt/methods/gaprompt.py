@@ -39,6 +39,7 @@ class GAPromptConfig(AdapterConfig):
         "a tokenizer that groups points anew, which networks over voxels of single points do not have"
     )
     default_targets: ClassVar[tuple[str, ...]] = ("tokenizer", "block")
+    regroups: ClassVar[bool] = True
     #: Points and prompts are new to the backbone, and the adapters start at random, as published.
     identity: ClassVar[bool] = False
 

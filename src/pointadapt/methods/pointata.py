@@ -34,7 +34,8 @@ class PointATAConfig(AdapterConfig):
 
     The PAE's 149,152 are held as Stage 1 left them; without Stage 1 it is the frozen tokenizer, exactly. Clouds without
     ``extra["frames"]`` are clips of one frame each. ``target_modules``: "mix" puts a PVA between attention and MLP of
-    every block, "ffn" behind the MLP (inferred: mix); ReCon and PointGPT work as Point-MAE does.
+    every block, "ffn" behind the MLP (inferred: mix); ReCon and PointGPT work as Point-MAE does. Where a pyramid makes
+    the tokens (segmentation of points), there is no PAE: Stage 1 aligns the pyramid, Stage 2 goes on training it.
     """
 
     paper: ClassVar[str] = "PointATA 2026, arXiv 2602.23069"
@@ -128,8 +129,8 @@ class PointATAConfig(AdapterConfig):
         return PVA(width(frozen), self, shared)
 
     def counts(self, model: nn.Module, adapter_name: str) -> dict[str, int | float]:
-        """Parameters of Stage 1 (held or trained on), of Stage 2's adapters (class tokens among them), of the head, all
-        of them, and that as a share of the frozen backbone."""
+        """Parameters of Stage 1 (held or trained on), of Stage 2's adapters (class tokens among them), of the head, of
+        a pyramid if there is one, all of them, and that as a share of the frozen backbone."""
         found = dict.fromkeys(("stage 1", "adapters", "head"), 0)
         own, frozen = rf"(pointata_(adapter|shared)|modules_to_save)\.{re.escape(adapter_name)}\.", 0
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -138,6 +139,8 @@ class PointATAConfig(AdapterConfig):
                 found["stage 1"] += value.numel()
             elif is_weight and f".head.modules_to_save.{adapter_name}." in name:
                 found["head"] += value.numel()
+            elif is_weight and f".pyramid.modules_to_save.{adapter_name}." in name:
+                found["pyramid"] = found.get("pyramid", 0) + value.numel()
             elif is_weight and re.search(own, name):
                 found["adapters"] += value.numel()
             elif is_weight and ".backbone." in name and "_adapter." not in name and ".modules_to_save." not in name:
@@ -167,7 +170,8 @@ class ClipTokens(Adapter):
         self.tokenizer: tuple[Any] = (tokenizer,)  # in a tuple: a reference, not a part
         self.stride = config.stride
         self.padding = (1, 1) if config.stride == 1 else (1, 0)  # P4Transformer's
-        self.pae = None if config.pae == "none" else new_pae(tokenizer, config)
+        has_none = config.pae == "none" or getattr(tokenizer, "is_fed", False)  # a pyramid is aligned itself
+        self.pae = None if has_none else new_pae(tokenizer, config)
         self.is_held = not config.train_pae
         if self.pae is not None and self.is_held:
             hold(self.pae)

@@ -37,6 +37,7 @@ class PointLoRAConfig(AdapterConfig):
 
     paper: ClassVar[str] = "Wang et al. 2025, arXiv 2504.16023"
     default_targets: ClassVar[tuple[str, ...]] = ("qkv", "proj", "tokenizer", "block", "pos", FIRST)
+    regroups: ClassVar[bool] = True
     #: The MLPs start with small random weights, as published, and the selected tokens are new to the backbone.
     identity: ClassVar[bool] = False
 

@@ -46,7 +46,7 @@ class VideoTask(nn.Module):
         self.backbone = backbone
         self.name_or_path = backbone.name_or_path
         self.chunk = chunk
-        self.reach, self.stride = 0, 1
+        self.reach, self.own_reach, self.stride = 0, 0, 1  # frames that adapters, and the tokens themselves, see
         self.read: tuple[str, ...] = ()
         self.auxiliary: Tensor | None = None
         if weights is not None and len(weights) != len(self.classes):
@@ -103,7 +103,7 @@ class VideoTask(nn.Module):
             for first in range(0, clips, together):
                 yield self.cut(point, first, min(first + together, clips), 0, frames), slice(None)
             return
-        margin = math.ceil(self.reach / self.stride) * self.stride
+        margin = math.ceil((self.reach + self.own_reach) / self.stride) * self.stride
         size = max(self.chunk // self.stride, 1) * self.stride
         for clip in range(clips):
             for first in range(0, frames, size):

@@ -1,18 +1,20 @@
 """Semantic segmentation of point videos: one class for every point of every frame.
 
-The "vit" head of specs/pointata.md 6.3, chosen there: Point-MAE's part segmentation, frame by frame; its loss is the
-published one for Synthia4D. The spec's convolution pyramid is not built.
+The heads of specs/pointata.md 6.3, chosen there: Point-MAE's part segmentation, frame by frame ("mlp"), or a pyramid of
+convolutions around the transformer ("pyramid", "slim"). The loss is the published one for Synthia4D.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.frame_pyramid import Level, put_pyramid
 from pointadapt.errors import UserError
 from pointadapt.ops.frames import take_clouds
 from pointadapt.ops.neighbors import spread
@@ -20,17 +22,25 @@ from pointadapt.point import Point
 from pointadapt.tasks.clips import VideoHead, VideoTask
 from pointadapt.tasks.head import backbone_fingerprint, check_untrained
 from pointadapt.tasks.parts import summary, thirds
+from pointadapt.tasks.pyramid_head import PyramidHead
 from pointadapt.tokens import Tokens
+
+PointsHeadKind = Literal["mlp", "pyramid", "slim"]
 
 
 class VideoSegmentation(VideoTask):
     """``model(point) -> logits [N, classes]``, one row per point; frames may be of different size.
 
+    head     "mlp": groups of the backbone's own tokenizer; they must be many enough for the frame, 256 and more for
+             8,192 points (inferred). "pyramid": convolutions make the tokens and bring them back to the points, which
+             suits frames of thousands of points; the backbone is changed in place. "slim": the same with fewer weights
     taps     blocks, counted from 0, whose normed outputs the head reads; default the ends of three equal thirds
     read     what of a whole frame it reads beside them: as in PartSegmentation ("max", "mean")
-    skip     channels of ``point.feat`` that every point brings itself: 3 for coordinates, 6 with colours
+    skip     channels of ``point.feat`` that every point brings itself: 3 for coordinates, 6 with colours (512 weights
+             for each). A pyramid takes colours where there are any, else coordinates: 3 either way
     dropout  inside the head
-    Groups must be many enough for the frame: 256 and more for 8,192 points (inferred).
+    points   pyramid: points of a frame, see :class:`~pointadapt.backbones.frame_pyramid.FramePyramid`
+    radius   pyramid: of the first neighbourhoods; None: the nearest points however far
     """
 
     def __init__(
@@ -43,16 +53,32 @@ class VideoSegmentation(VideoTask):
         dropout: float = 0.5,
         chunk: int = 64,
         weights: Tensor | None = None,
+        head: PointsHeadKind = "mlp",
+        points: int = 16_384,
+        radius: float | None = None,
     ) -> None:
         super().__init__(backbone, classes, chunk, weights)
+        if head not in ("mlp", "pyramid", "slim"):
+            raise UserError(f"head must be one of mlp, pyramid, slim, not {head!r}")
         if not backbone.depth:
             raise UserError(f"{backbone.name_or_path} has no groups of points to segment by: use point-mae or its kin")
         self.taps = tuple(thirds(backbone.depth) if taps is None else sorted(taps))
-        self.skip, self.dropout = skip, dropout
-        self.read_from(read or ("max", "mean"))
+        self.head_kind, self.skip, self.dropout = head, skip, dropout
+        if head == "mlp":
+            self.read_from(read or ("max", "mean"))
+            return
+        fingerprint = backbone_fingerprint(backbone)
+        pyramid = put_pyramid(backbone, points, head, radius)
+        self.taps, self.skip = (backbone.depth - 1,), 3
+        self.own_reach = 1
+        wide, count = backbone.out_channels, len(self.classes)
+        self.head = PyramidHead(wide, pyramid.widths, head, count, fingerprint, dropout)
 
     def read_from(self, parts: Sequence[str]) -> None:
-        """Build a new head that reads these. Raises UserError when an adapter has trained another head already."""
+        """Build a new head that reads these. Raises UserError when an adapter has trained another head already, and for
+        a pyramid, which reads the groups alone."""
+        if self.head_kind != "mlp":
+            raise UserError(f"the head {self.head_kind} cannot read {', '.join(parts)}: use head mlp with this method")
         head = self._modules.get("head")
         if head is not None and tuple(parts) == self.read:
             return
@@ -76,6 +102,8 @@ class VideoSegmentation(VideoTask):
         if len(last) != point.num_clouds or last.center is None:
             raise UserError("segmentation needs tokens in every frame: use the method with stride 1")
         self.keep_losses(last)
+        if self.head_kind != "mlp":
+            return self.from_pyramid(point, last, kept)
         feat = torch.cat([tokens.part("patch") for tokens in tapped], 2)
         whole = torch.cat([summary(part, feat, last) for part in self.read], 1)
         center = last.center
@@ -83,6 +111,15 @@ class VideoSegmentation(VideoTask):
             rows = torch.arange(point.num_clouds, device=feat.device)[kept]
             point, center, feat, whole = take_clouds(point, rows), center[rows], feat[rows], whole[rows]
         return self.head(point, center, feat, whole)
+
+    def from_pyramid(self, point: Point, last: Tokens, kept: slice) -> Tensor:
+        assert last.center is not None
+        coarsest, levels = Level(last.center, last.part("patch")), last.extra["levels"]
+        if kept != slice(None):
+            rows = torch.arange(point.num_clouds, device=point.coord.device)[kept]
+            point, coarsest = take_clouds(point, rows), coarsest.rows(rows)
+            levels = [level.rows(rows) for level in levels]
+        return self.head(point, coarsest, levels)
 
     def loss(self, logits: Tensor, segment: Tensor, ignore: int = -1) -> Tensor:
         """Weighted cross-entropy of logits [N, C] and class indices [N], summed over the labelled points and divided by
