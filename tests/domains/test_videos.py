@@ -353,11 +353,11 @@ def write_frame_actions(folder: Path) -> Path:
     return folder
 
 
-def write_point_classes(folder: Path) -> Path:
+def write_point_classes(folder: Path, points: int = 20) -> Path:
     """Videos whose points are labelled 3 below and 4 above."""
     for split, count in (("train", 3), ("test", 1)):
         for seed in range(count):
-            for number, coord in enumerate(moving(0, seed)):
+            for number, coord in enumerate(moving(0, seed, points=points)):
                 label = (coord[:, 2] > 0).astype(int) + 3
                 write_frame(folder / split / f"v{seed}" / f"f_{number}.ply", coord, label)
     keys = {"task": "video_segmentation", "classes": ["low", "high"], "ids": {3: "low", 4: "high"}, "frames": 3}
@@ -402,6 +402,27 @@ def test_semantic_segmentation(tmp_path, capsys):
     assert set(classes.tolist()) <= {3, 4}
     assert float(table(out / "classes.csv")[2]["high"]) == pytest.approx(np.mean(classes == 4))
     assert "exists already" in refused(capsys, "predict", run, videos / "test" / "v0", "--out", out)
+
+
+def test_dense_frames_through_a_pyramid(tmp_path, capsys, monkeypatch):
+    """--head slim: trained with Stage 1, evaluated, kept and predicted with; the number of points belongs to it."""
+    monkeypatch.setattr(alignment, "SOURCE", 32)
+    videos, run, out = write_point_classes(tmp_path / "videos", 150), tmp_path / "run", tmp_path / "labelled"
+    stage = {"method.align": "procedural", "method.align-epochs": 1, "method.align-steps": 2, "method.rank": 4}
+    told = flags(tmp_path, head="slim", points=144, **stage)
+    assert cli.main(["adapt", str(videos), "--out", str(run), *told]) == 0
+    assert "mIoU" in capsys.readouterr().out and json.loads((run / "align.json").read_text())["epochs"] == 1
+    model = load_model(open_domain(Run.load(run)))
+    pyramid = model.get_base_model().backbone.pyramid
+    assert pyramid.sizes == (36, 9, 2, 1)
+    stored = weights(run)
+    assert any(".pyramid." in key for key in stored) and not any(".pae." in key for key in stored)
+    found = evaluate(Run.load(run))
+    assert 0 <= found["miou"] <= 1 and evaluate(Run.load(run)) == found
+    assert cli.main(["predict", str(run), str(videos / "test" / "v0"), "--out", str(out)]) == 0
+    assert len(list(out.glob("f_*.ply"))) == 6 and set(read_scan(out / "f_2.ply", "class").label.tolist()) <= {3, 4}
+    line = refused(capsys, "adapt", videos, "--out", tmp_path / "few", *flags(tmp_path, head="pyramid", points=99))
+    assert "at least 128 points, not 99" in line
 
 
 def test_labelled_points_without_a_file_to_copy(tmp_path):

@@ -61,7 +61,7 @@ def check_kind(config: Any, name: str, model: Any) -> None:
     if getattr(backbone, "kind", "points") not in getattr(config, "works_on", (getattr(backbone, "kind", "points"),)):
         raise UserError(f"method {name!r} cannot work on {type(backbone).__name__}: it needs {config.needs}")
     if getattr(config, "regroups", False) and getattr(backbone, "pyramid", None) is not None:
-        raise UserError(f"method {name!r} cuts clouds into groups by itself, which a pyramid has no use for: use head mlp")
+        raise UserError(f"method {name!r} cuts clouds into groups by itself, and a pyramid has none: use head mlp")
 
 
 class Recorded(PeftConfig):
