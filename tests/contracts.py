@@ -11,7 +11,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.point_gpt import PointGPT
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+from pointadapt.backbones.recon import ReCon
 from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt, load_adapted
@@ -38,7 +41,8 @@ from pointadapt.tasks.video import VideoClassification
 SMALL = dict(stride=(2,), enc_depths=(2, 2), enc_channels=(16, 32), enc_num_head=(1, 2), enc_patch_size=(32, 32))
 DECODER = dict(dec_depths=(1,), dec_channels=(16,), dec_num_head=(1,), dec_patch_size=(32,))
 
-#: encoder of Sonata's kind with layer scale; classic PTv3: BatchNorm, convolution stem, decoder; Point-MAE; SparseUNet
+#: encoder of Sonata's kind with layer scale; classic PTv3: BatchNorm, convolution stem, decoder; Point-MAE; SparseUNet;
+#: ReCon with its three class tokens; PointGPT
 BACKBONES: dict[str, Any] = {
     "m2": PTv3Config(**SMALL, layer_scale=0.5),
     "m1": PTv3Config(**SMALL, **DECODER, generation="m1"),
@@ -49,11 +53,18 @@ BACKBONES: dict[str, Any] = {
         base_channels=12, enc_channels=(16, 24), enc_layers=(2, 1), dec_channels=(16, 20), dec_layers=(2, 1)
     ),
 }
-BACKBONES["video"] = BACKBONES["vit"]  # under a task on clips of frames
+BACKBONES |= {
+    "recon": replace(BACKBONES["vit"], cls_tokens=3),
+    "gpt": BACKBONES["vit"],
+    "video": BACKBONES["vit"],  # under a task on clips of frames
+}
 #: Methods that are held against clips as well: those that look through time, and their baselines.
 ON_VIDEO = ("pointata", "st-adapter", "linear", "full")
-NETWORK = {PTv3Config: PTv3, PointViTConfig: PointViT, SparseUNetConfig: SparseUNet}
-KIND = {name: NETWORK[type(config)].kind for name, config in BACKBONES.items()}
+NETWORK: dict[str, type[Backbone]] = {
+    **{"m2": PTv3, "m1": PTv3, "unet": SparseUNet},
+    **{"vit": PointViT, "recon": ReCon, "gpt": PointGPT, "video": PointViT},
+}
+KIND = {name: NETWORK[name].kind for name in BACKBONES}
 #: How parameters of peft's own methods are called.
 OF_PEFT_NAMES = (".lora_", ".vera_lambda_", ".randlora_")
 #: Random matrices that they keep in their files, once for all layers.
@@ -63,8 +74,7 @@ RANDOM = ("base_model.vera_", "base_model.randlora_")
 def tiny(backbone: str = "m2", classes: int = 4, seed: int = 0) -> Segmentation | Classification | VideoClassification:
     """A small random model, the same for the same seed, every weight away from its initial zeros and ones."""
     torch.manual_seed(seed)
-    config = BACKBONES[backbone]
-    net = NETWORK[type(config)](config)
+    net = NETWORK[backbone](BACKBONES[backbone])
     for parameter in net.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     for module in net.modules():
@@ -469,3 +479,5 @@ CHECKS: list[Callable[[Case], None]] = [
     works_in_half_precision,
     refuses_another_backbone,
 ]
+#: What is checked on ReCon and PointGPT as well, whose masks, streams and tokens are other than Point-MAE's.
+CORE: list[Callable[[Case], None]] = [is_identity_at_start, reloads_bit_by_bit, a_cloud_alone_is_as_in_a_batch]

@@ -71,11 +71,11 @@ def write_shapes(folder: Path, train: int = 6, val: int = 0, test: int = 2, yaml
     return folder
 
 
-def write_backbone(file: Path, seed: int = 0) -> Path:
-    """A checkpoint of a two-block PointViT with random weights, large enough for shapes to differ in its output."""
+def write_backbone(file: Path, seed: int = 0, config: PointViTConfig = CONFIG) -> Path:
+    """A checkpoint of a PointViT with random weights, large enough for shapes (or frames) to differ in its output."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = PointViT(CONFIG)
+        backbone = PointViT(config)
         for parameter in backbone.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.xavier_normal_(parameter)

@@ -1,13 +1,12 @@
 """Small videos in files, a small PointViT and a Run on both, so that training takes seconds."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+import tiny_objects
 from moving import action_set, write_actions
-from pointadapt.backbones.point_vit import PointViT, PointViTConfig
-from pointadapt.backbones.weights import save_backbone
+from pointadapt.backbones.point_vit import PointViTConfig
 from pointadapt.run import Run
 
 CONFIG = PointViTConfig(
@@ -15,16 +14,7 @@ CONFIG = PointViTConfig(
 )
 
 
-def write_backbone(file: Path, seed: int = 0) -> Path:
-    """A checkpoint of a two-block PointViT with random weights, large enough for frames to differ in its output."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        backbone = PointViT(CONFIG)
-        for parameter in backbone.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.xavier_normal_(parameter)
-        save_backbone(backbone, file)
-    return file
+write_backbone = partial(tiny_objects.write_backbone, config=CONFIG)
 
 
 def video_run(folder: Path, **changes: Any) -> Run:

@@ -53,10 +53,10 @@ def alone(point: Point, index: int) -> Point:
     return point.split()[index].but(extra={"category": point.extra["category"][index : index + 1]})
 
 
-def official(config, classes: int = 15) -> PeftModel:
+def official(config, classes: int = 15, groups: int = 64) -> PeftModel:
     """Point-MAE at its official size with a published number of classes, without values."""
     with torch.device("meta"):
-        return adapt(Classification(PointViT(PointViTConfig()), classes), config)
+        return adapt(Classification(PointViT(PointViTConfig(groups=groups)), classes), config)
 
 
 def sonata(config) -> PeftModel:

@@ -4,11 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from contracts import batch, cloud, logits, train
-from pointadapt.backbones.point_gpt import PointGPT
-from pointadapt.backbones.point_vit import PointViT, PointViTConfig
-from pointadapt.backbones.ptv3 import PTv3, PTv3Config
-from pointadapt.backbones.recon import ReCon
+from contracts import cloud
+from methods.objects import clouds, net, official, parts, small, sonata
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
 from pointadapt.methods.gaprompt import (
@@ -21,25 +18,9 @@ from pointadapt.methods.gaprompt import (
     with_points,
 )
 from pointadapt.ops.neighbors import group
-from pointadapt.point import Point, collate
-from pointadapt.tasks.classification import Classification
-from pointadapt.tasks.parts import PartSegmentation
-from pointadapt.tasks.segmentation import Segmentation
+from pointadapt.point import collate
 
-SIZES = dict(groups=12, group_size=8, channels=32, depth=4, heads=2, embed_channels=32, embed_hidden=(8, 16, 32))
-
-
-def small(family=PointViT):
-    torch.manual_seed(0)
-    return Classification(family(PointViTConfig(**SIZES, cls_tokens=3 if family is ReCon else 1)), 4).eval()
-
-
-def clouds(count=3, points=70, seed=0) -> Point:
-    coord = torch.randn(count * points, 3, generator=torch.Generator().manual_seed(seed))
-    return Point(coord, coord, torch.arange(1, count + 1) * points)
-
-
-#: Published trainable parameters by part at official size (128 groups); what has no counterpart here is in UNUSED.
+#: Published trainable parameters by part at official size ; what has no counterpart here is in UNUSED.
 PUBLISHED = {
     ".points": 15,
     ".places": 30,
@@ -58,8 +39,7 @@ UNUSED = {".prompts": 6 * 10 * 384, "scale": 4_608 + 12}
 
 
 def test_counts_on_point_mae():
-    with torch.device("meta"):
-        model = adapt(Classification(PointViT(PointViTConfig(groups=128)), 15), GAPromptConfig())
+    model = official(GAPromptConfig())
     found = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     assert sum(found.values()) == 628_147 - sum(UNUSED.values()) == 600_487
     for mark, count in PUBLISHED.items():
@@ -95,23 +75,23 @@ def test_interpolation_of_known_points():
 
 def test_levels_hold_rows_of_their_own_cloud():
     point = collate([cloud(40, 1), cloud(25, 2), cloud(60, 3)])
-    net = PointViT(PointViTConfig(**SIZES))
-    levels = Levels.of(point, net.tokenizer)
+    tokenizer = net().tokenizer
+    levels = Levels.of(point, tokenizer)
     assert levels.row.shape == (3, 12, 8) and levels.coarse.index.shape == (3, 6, 4) and len(levels.down) == 3
     for b, (low, high) in enumerate([(0, 40), (40, 65), (65, 125)]):
         assert levels.row[b].min() >= low and levels.row[b].max() < high
-    assert Levels.of(point, net.tokenizer) is levels
+    assert Levels.of(point, tokenizer) is levels
 
 
 def test_shift_and_shape_of_a_cloud_are_its_own():
     torch.manual_seed(0)
-    net, tokenizer = ShiftNet(0.0).eval(), PointViT(PointViTConfig(**SIZES)).tokenizer
+    shifted, tokenizer = ShiftNet(0.0).eval(), net().tokenizer
     sizes = [40, 25, 60]
     parts = [cloud(n, i) for i, n in enumerate(sizes)]
     whole = collate(parts)
-    shift, coarse = net(whole, Levels.of(whole, tokenizer))
+    shift, coarse = shifted(whole, Levels.of(whole, tokenizer))
     for one, own, shape in zip(parts, shift.split(sizes), coarse, strict=True):
-        alone, summary = net(one, Levels.of(one, tokenizer))
+        alone, summary = shifted(one, Levels.of(one, tokenizer))
         torch.testing.assert_close(alone, own, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(summary[0], shape, atol=1e-5, rtol=1e-5)
 
@@ -142,7 +122,7 @@ def test_tokens_come_from_the_shifted_cloud_and_keep_the_original():
 
 
 def test_prompts_carry_shape_and_place_and_leave_no_tokens():
-    model = small()
+    model = small(depth=4)
     adapt(model, GAPromptConfig(prompts=3)).eval()
     seen = []
     for block in model.backbone.blocks:
@@ -158,18 +138,8 @@ def test_prompts_carry_shape_and_place_and_leave_no_tokens():
     torch.testing.assert_close(shape.places, model.backbone.tokenizer.base_layer.pos(places))
 
 
-@pytest.mark.parametrize("family", [ReCon, PointGPT])
-def test_other_transformers(family):
-    model = adapt(small(family), GAPromptConfig())
-    train(model, 2)
-    point = batch(model.get_base_model())
-    together = logits(model.eval(), point)
-    for one, row in zip(point.split(), together, strict=True):
-        torch.testing.assert_close(logits(model, one)[0], row, atol=1e-4, rtol=1e-4)
-
-
 def test_part_segmentation_reads_as_without_a_method():
-    task = PartSegmentation(PointViT(PointViTConfig(**SIZES, cls_tokens=0)), 5, None)
+    task = parts(cls_tokens=0)
     read = task.read
     model, point = adapt(task, GAPromptConfig()), clouds()
     out = model(point)
@@ -179,8 +149,8 @@ def test_part_segmentation_reads_as_without_a_method():
 
 
 def test_scenes_are_refused():
-    with torch.device("meta"), pytest.raises(UserError, match="tokenizer"):
-        adapt(Segmentation(PTv3(PTv3Config()), 4), GAPromptConfig())
+    with pytest.raises(UserError, match="tokenizer"):
+        sonata(GAPromptConfig())
 
 
 @pytest.mark.parametrize(

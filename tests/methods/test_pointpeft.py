@@ -5,11 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from contracts import batch, logits, train
-from pointadapt.backbones.point_gpt import PointGPT
-from pointadapt.backbones.point_vit import PointViT, PointViTConfig
-from pointadapt.backbones.ptv3 import PTv3, PTv3Config
-from pointadapt.backbones.recon import ReCon
+from methods.objects import clouds, official, parts, small, sonata
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
 from pointadapt.methods.pointpeft import (
@@ -20,23 +16,7 @@ from pointadapt.methods.pointpeft import (
     inverse_distance,
     neighborhoods,
 )
-from pointadapt.point import Point
-from pointadapt.tasks.classification import Classification
-from pointadapt.tasks.parts import PartSegmentation
-from pointadapt.tasks.segmentation import Segmentation
 from pointadapt.tokens import Tokens
-
-SIZES = dict(groups=12, group_size=8, channels=32, depth=4, heads=2, embed_channels=32, embed_hidden=(8, 16, 32))
-
-
-def small(family=PointViT):
-    torch.manual_seed(0)
-    return Classification(family(PointViTConfig(**SIZES, cls_tokens=3 if family is ReCon else 1)), 4).eval()
-
-
-def clouds(count=3, points=70, seed=0) -> Point:
-    coord = torch.randn(count * points, 3, generator=torch.Generator().manual_seed(seed))
-    return Point(coord, coord, torch.arange(1, count + 1) * points)
 
 
 def tokens(groups=12, channels=5, batch=2) -> Tokens:
@@ -65,8 +45,7 @@ UNUSED = {"gates": 12, ".prompts": 6 * 10 * 384, "bank": 36_864 + 96 + 36_864 + 
 
 
 def test_counts_on_point_mae():
-    with torch.device("meta"):
-        model = adapt(Classification(PointViT(PointViTConfig(groups=128)), 15), PointPEFTConfig())
+    model = official(PointPEFTConfig())
     found = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     assert sum(found.values()) == 773_017 - sum(UNUSED.values()) == 671_533
     for mark, count in PUBLISHED.items():
@@ -146,7 +125,7 @@ def test_quick_bottleneck():
 
 
 def test_prompts_are_in_the_first_half_and_leave_no_tokens():
-    model = small()
+    model = small(depth=4)
     adapt(model, PointPEFTConfig(prompts=3))
     lengths = []
     for block in model.backbone.blocks:
@@ -157,18 +136,8 @@ def test_prompts_are_in_the_first_half_and_leave_no_tokens():
     assert lengths == [with_prompts, with_prompts, plain, plain] and out.layout == plain
 
 
-@pytest.mark.parametrize("family", [ReCon, PointGPT])
-def test_other_transformers(family):
-    model = adapt(small(family), PointPEFTConfig())
-    train(model, 2)
-    point = batch(model.get_base_model())
-    together = logits(model.eval(), point)
-    for one, row in zip(point.split(), together, strict=True):
-        torch.testing.assert_close(logits(model, one)[0], row, atol=1e-4, rtol=1e-4)
-
-
 def test_part_segmentation():
-    model = adapt(PartSegmentation(PointViT(PointViTConfig(**SIZES, cls_tokens=0)), 5, None), PointPEFTConfig())
+    model = adapt(parts(cls_tokens=0), PointPEFTConfig())
     point = clouds()
     out = model(point)
     model.get_base_model().loss(out, torch.randint(0, 5, (len(point),))).backward()
@@ -176,8 +145,8 @@ def test_part_segmentation():
 
 
 def test_scenes_are_refused():
-    with torch.device("meta"), pytest.raises(UserError, match="centres"):
-        adapt(Segmentation(PTv3(PTv3Config()), 4), PointPEFTConfig())
+    with pytest.raises(UserError, match="centres"):
+        sonata(PointPEFTConfig())
 
 
 @pytest.mark.parametrize("options", [{"prompts": 0}, {"rank": 0}, {"neighbors": 0}], ids=str)
