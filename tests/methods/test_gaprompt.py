@@ -20,7 +20,7 @@ from pointadapt.methods.gaprompt import (
 from pointadapt.ops.neighbors import group
 from pointadapt.point import collate
 
-#: Published trainable parameters by part at official size ; what has no counterpart here is in UNUSED.
+#: Published trainable parameters by part at official size (128 groups); what has no counterpart here is in UNUSED.
 PUBLISHED = {
     ".points": 15,
     ".places": 30,
@@ -39,7 +39,7 @@ UNUSED = {".prompts": 6 * 10 * 384, "scale": 4_608 + 12}
 
 
 def test_counts_on_point_mae():
-    model = official(GAPromptConfig())
+    model = official(GAPromptConfig(), groups=128)
     found = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     assert sum(found.values()) == 628_147 - sum(UNUSED.values()) == 600_487
     for mark, count in PUBLISHED.items():
