@@ -40,6 +40,10 @@ def write_compare_page(
     return write_page(path, "Comparison", "\n".join(body))
 
 
+def numbered(index: int, row: Row) -> str:
+    return f"<small>{index + 1}</small> {html.escape(row.arm.name)}"
+
+
 def table(rows: Sequence[Row], headings: dict[str, str]) -> str:
     best = {key: max(row.mean(key).mean for row in rows) for key in headings}
     head = ["method", *headings.values(), "trained", "without<br>head", "adapter<br>file", "training<br>step",
@@ -47,7 +51,7 @@ def table(rows: Sequence[Row], headings: dict[str, str]) -> str:
     lines = []
     for tint, row in enumerate(rows):
         mark = f'<span class="key" style="background:var(--series-{tint % SERIES})"></span>'
-        cells = [f"<td>{mark}{html.escape(row.arm.name)}</td>"]
+        cells = [f"<td>{mark}{numbered(tint, row)}</td>"]
         for key in headings:
             mean = row.mean(key)
             cells.append(f"<td{' class=best' if mean.mean == best[key] else ''}>{spread(mean)}</td>")
@@ -71,10 +75,10 @@ def table(rows: Sequence[Row], headings: dict[str, str]) -> str:
 def difference_table(rows: Sequence[Row], key: str) -> str:
     """Arm against arm; a difference whose 95 % interval holds zero is grey."""
     found = differences(list(rows), key)
-    head = "".join(f"<th>{html.escape(row.arm.name)}</th>" for row in rows)
+    head = "".join(f'<th title="{html.escape(row.arm.name)}">{number}</th>' for number, row in enumerate(rows, 1))
     lines = []
-    for row in rows:
-        cells = [f"<td>{html.escape(row.arm.name)}</td>"]
+    for index, row in enumerate(rows):
+        cells = [f"<td>{numbered(index, row)}</td>"]
         cells += [difference_cell(found.get((row.arm.name, other.arm.name))) for other in rows]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     note = (
@@ -87,7 +91,7 @@ def difference_table(rows: Sequence[Row], key: str) -> str:
 def difference_cell(difference: Difference | None) -> str:
     if difference is None:
         return "<td></td>"
-    half = "" if difference.half is None else f" <small>± {difference.half:.1f}</small>"
+    half = "" if difference.half is None else f"<br><small>± {difference.half:.1f}</small>"
     text = f"{difference.mean:+.1f}{half}"
     return f"<td>{text}</td>" if difference.is_clear else f'<td style="color:var(--soft)">{text}</td>'
 
@@ -105,15 +109,15 @@ AXES = (("trained parameters", trained_parameters), ("training step, ms", step_s
 
 
 def scatter(rows: Sequence[Row], key: str, heading: str, axis: str, value: Any) -> str:
-    """Score over cost (logarithmic), a point per arm with a bar of one standard deviation."""
+    """Score over cost (logarithmic), a numbered point per arm with a bar of one standard deviation."""
     points = [(tint, row, float(value(row)), row.mean(key)) for tint, row in enumerate(rows) if value(row)]
     if len(points) < 2:
         return ""
-    width, height, left, right, top, bottom = 560, 340, 46, 90, 16, 40
+    width, height, left, right, top, bottom = 560, 340, 46, 24, 16, 40
     low, high = (f(math.log10(x) for _, _, x, _ in points) for f in (min, max))
-    low, high = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
-    means = [mean.mean for _, _, _, mean in points]
-    y_ticks = ticks(min(means), max(means), 6)
+    low, high = low - 0.05 * (high - low) - 0.02, high + 0.05 * (high - low) + 0.02
+    ends = [mean.mean + side * (mean.sd or 0.0) for _, _, _, mean in points for side in (-1, 1)]
+    y_ticks = ticks(min(ends), max(ends), 6)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = left + (math.log10(x) - low) / (high - low) * (width - left - right)
@@ -125,10 +129,10 @@ def scatter(rows: Sequence[Row], key: str, heading: str, axis: str, value: Any) 
         _, y = at(10**low, tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for power in range(low, high + 1):
-        x, _ = at(10.0**power, y_ticks[0])
+    for tick in decades(low, high):
+        x, _ = at(tick, y_ticks[0])
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">10^{power}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{short(tick)}</text>'
         )
     parts.append(
         f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{axis}</text>'
@@ -143,11 +147,28 @@ def scatter(rows: Sequence[Row], key: str, heading: str, axis: str, value: Any) 
         hint = f"{html.escape(row.arm.name)}: {mean.mean:.1f} at {cost:,.0f}"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" style="fill:{colour}"><title>{hint}</title></circle>')
         label = y
-        while any(abs(label - other) < 12 and abs(x - across) < 90 for across, other in taken):
-            label += 12
+        while any(abs(label - other) < 11 and abs(x - across) < 16 for across, other in taken):
+            label += 11
         taken.append((x, label))
-        parts.append(f'<text class="name" x="{x + 7:.1f}" y="{label + 4:.1f}">{html.escape(row.arm.name)}</text>')
+        parts.append(f'<text class="name" x="{x + 6:.1f}" y="{label + 4:.1f}">{tint + 1}</text>')
     return f"<h3>{html.escape(title)}</h3>" + "".join(parts) + "</svg>"
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Ticks between 10^low and 10^high: powers of ten, with 2 and 5 times them where there are fewer than three."""
+    for factors in ((1,), (1, 2, 5)):
+        found = [f * 10.0**p for p in range(math.floor(low), math.ceil(high)) for f in factors]
+        found = [tick for tick in found if low <= math.log10(tick) <= high]
+        if len(found) >= 3:
+            break
+    return found
+
+
+def short(value: float) -> str:
+    for unit, factor in (("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g} {unit}"
+    return f"{value:g}"
 
 
 def spread(mean: Mean) -> str:
