@@ -12,7 +12,7 @@ import argparse
 
 from pointadapt.compare.compare import compare
 
-#: A point network of width 24 on 512 points, 16 tokens: sized for a CPU.
+#: A point network of width 24 and 16 tokens: sized for a CPU.
 SIZE = "up=y,groups=16,neighbors=16,width=24,match=batch"
 ARMS = (
     f"APPT, pretrained text model = appt[{SIZE}]",
@@ -25,12 +25,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", default="examples/objects/appt")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-only", action="store_true")
     asked = parser.parse_args()
     compare(
         asked.data, asked.out, ARMS, seeds=3, factors=(1.0,), report_only=asked.report_only, backbone="minilm",
-        steps=asked.steps, points=512, lr=2e-3, head_lr=2e-3, eval_every=200, precision="bf16",
+        steps=asked.steps, lr=2e-3, head_lr=2e-3, smoothing=0.2, eval_every=400, precision="bf16",
         threads=asked.threads,
     )  # fmt: skip
