@@ -342,7 +342,9 @@ def test_folders_named_after_classes(tmp_path):
     dataset, layout = opened(tmp_path)
     assert dataset.task == "action" and dataset.classes == CLASSES and dataset.frames == 8 and dataset.holdout == 0
     assert counts(dataset) == {"train": dict.fromkeys(CLASSES, 3), "test": dict.fromkeys(CLASSES, 2)}
-    assert video_warnings(layout) == ["which axis is up cannot be seen from the files: check `up`"]
+    up, val = video_warnings(layout)
+    assert up == "which axis is up cannot be seen from the files: check `up`"
+    assert val.startswith("no val split: adapt holds out a tenth of train by itself")
     chosen, told = opened(tmp_path, up="-y", points=7, frames=5, val=0.3)
     assert (chosen.up, chosen.points, chosen.frames, chosen.holdout) == ("-y", 7, 5, 0.3) and told.notes == ()
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pointadapt.data.io import is_scan
+from pointadapt.data.layout import UP_NOTE, adjusted, first_found, refuse_others
 from pointadapt.data.object_arrays import Arrays, holds_shapes, read_arrays
 from pointadapt.data.object_files import read_shape, walk
-from pointadapt.data.object_layouts import FINDERS, Layout, listed, shapenet_set, suite_alone, suite_file, suites
+from pointadapt.data.object_layouts import FINDERS, ObjectLayout, listed, shapenet_set, suite_alone, suite_file, suites
 from pointadapt.data.object_set import TASKS, ObjectSet
 from pointadapt.data.scans import SPLITS
 from pointadapt.data.survey import named_split
@@ -19,11 +19,8 @@ from pointadapt.errors import UserError
 
 #: Files of scenes: airborne and terrestrial surveys.
 SURVEYS = (".las", ".laz", ".e57")
-#: Share of each class held out where a data set comes without test and val.
-HOLDOUT = 0.2
 #: Files looked at to see how many points shapes have.
 LOOKED_AT = 32
-UP_NOTE = "which axis is up cannot be seen from the files: check `up`"
 
 
 def find_objects(
@@ -34,7 +31,7 @@ def find_objects(
     up: str | None = None,
     val: float | None = None,
     label_field: str | None = None,
-) -> Layout | None:
+) -> ObjectLayout | None:
     """The object data set in a folder, or None where it holds scenes (or nothing).
 
     task     "classification" or "parts" where files alone leave it open; "scenes": do not look for objects
@@ -47,9 +44,7 @@ def find_objects(
     folder = Path(folder)
     if task == "scenes" or not folder.is_dir():
         return None
-    found: Layout | None = None
-    for finder in FINDERS:
-        found = found or finder(folder, variant)
+    found = first_found(FINDERS, folder, variant)
     found = found or arrays(folder) or class_folders(folder, task, label_field) or suite_alone(folder, variant)
     if found is None:
         if task is None:
@@ -58,38 +53,14 @@ def find_objects(
             f"{folder}: no shapes for {task}; it needs folders named after the classes with {', '.join(SPLITS)} in or "
             f"above them, an array file, or the layout of a published benchmark"
         )
-    if task is not None and found.dataset.task != task:
-        raise UserError(f"{folder}: this is {found.title}, a data set for {found.dataset.task}, not for {task}")
-    if variant is not None and not found.variants:
-        raise UserError(f"{folder}: there are no variants of {found.title}; leave the variant out")
-    return adjusted(found, points, up, val)
-
-
-def adjusted(found: Layout, points: int | None, up: str | None, val: float | None) -> Layout:
-    """The layout with the user's choices, further test splits, and a part of train held out where that makes sense."""
-    dataset, notes = found.dataset, list(found.notes)
-    if not dataset.splits.get("train"):
-        notes.append("no train split: it can be evaluated on, not learned from")
-    elif not dataset.splits.get("val"):
-        has_test = bool(dataset.splits.get("test"))
-        share = (0.0 if has_test else HOLDOUT) if val is None else val
-        dataset = replace(dataset, holdout=share)
-        if share == 0 and has_test:
-            notes.append(
-                "no val split, as published: adapt holds out a tenth of train by itself (--val-share, --select)"
-            )
-    if up is not None:
-        dataset, notes = replace(dataset, up=up), [note for note in notes if note != UP_NOTE]
-    dataset = replace(dataset, points=points or dataset.points, tests=dataset.tests or suites(dataset.folder))
-    # the checks of a file read back: choices may be out of range
-    dataset = ObjectSet.from_dict(dataset.as_dict(), dataset.folder, dataset.folder)
-    return replace(found, dataset=dataset, notes=tuple(notes))
+    refuse_others(found, task, variant)
+    return adjusted(found, up, val, points=points or None, tests=found.dataset.tests or suites(folder))
 
 
 # --- array files ----------------------------------------------------------------------------------------------------
 
 
-def arrays(folder: Path) -> Layout | None:
+def arrays(folder: Path) -> ObjectLayout | None:
     """NPZ, NPY or HDF5 files with many shapes each, train, val and test by their names."""
     splits: dict[str, list[str]] = {}
     first: Arrays | None = None
@@ -124,29 +95,29 @@ def arrays(folder: Path) -> Layout | None:
         classes = tuple(f"class {i}" for i in range(most + 1))
         notes.append("the files name no classes: give them names in `classes`, in the order of their label ids")
     if first.segment is not None:
-        return Layout(shapenet_set(folder, named), "array files", tuple(notes))
+        return ObjectLayout(shapenet_set(folder, named), "array files", tuple(notes))
     points = min(1024, len(first.shape(0)[0]))
     dataset = ObjectSet(folder, "classification", classes, splits=named, points=points, up="z")
-    return Layout(dataset, "array files", (*notes, UP_NOTE))
+    return ObjectLayout(dataset, "array files", (*notes, UP_NOTE))
 
 
-def part_arrays(folder: Path, splits: dict[str, tuple[str, ...]], first: Arrays, notes: list[str]) -> Layout:
+def part_arrays(folder: Path, splits: dict[str, tuple[str, ...]], first: Arrays, notes: list[str]) -> ObjectLayout:
     """Shapes with a part for each point: by ShapeNetPart's 50 ids, or the parts of one category from 0."""
     assert first.segment is not None
     low, high = int(first.segment.min()), int(first.segment.max())
     if "shapenet" in str(folder.resolve()).lower() or (low > 0 and high < 50):
         notes.append("parts are read by the ids of ShapeNetPart (0 to 49)")
-        return Layout(shapenet_set(folder, splits), "ShapeNetPart (array files)", tuple(notes))
+        return ObjectLayout(shapenet_set(folder, splits), "ShapeNetPart (array files)", tuple(notes))
     classes = tuple(f"part {i}" for i in range(high + 1))
     categories = {"shape": tuple(range(high + 1))}
     dataset = ObjectSet(folder, "parts", classes, categories, splits=splits, points=2048, up="z", transform="parts")
-    return Layout(dataset, "array files with parts", (*notes, UP_NOTE))
+    return ObjectLayout(dataset, "array files with parts", (*notes, UP_NOTE))
 
 
 # --- folders named after classes ------------------------------------------------------------------------------------
 
 
-def class_folders(folder: Path, task: str | None = None, label_field: str | None = None) -> Layout | None:
+def class_folders(folder: Path, task: str | None = None, label_field: str | None = None) -> ObjectLayout | None:
     """CLASS/{train,val,test}/FILE, {train,val,test}/CLASS/FILE or CLASS/FILE, FILE of any format of shapes.
 
     Files of surveys, and points that have labels, are scenes unless ``task`` says otherwise.
@@ -172,11 +143,11 @@ def class_folders(folder: Path, task: str | None = None, label_field: str | None
     options: dict[str, Any] = {"splits": splits, "points": points, "up": "z"}
     title = "folders of shapes named after their classes"
     if task != "parts":
-        return Layout(ObjectSet(folder, TASKS[0], classes, **options), title, (UP_NOTE,))
+        return ObjectLayout(ObjectSet(folder, TASKS[0], classes, **options), title, (UP_NOTE,))
     categories = part_ids(folder, splits, classes, label_field)
     names = tuple(f"{name} {i + 1}" for name, ids in categories.items() for i in range(len(ids)))
     dataset = ObjectSet(folder, "parts", names, categories, transform="parts", label_field=label_field, **options)
-    return Layout(dataset, title, (UP_NOTE, "parts have numbers for names: give them better ones in `classes`"))
+    return ObjectLayout(dataset, title, (UP_NOTE, "parts have numbers for names: give them better ones in `classes`"))
 
 
 def subfolders(folder: Path) -> list[Path]:

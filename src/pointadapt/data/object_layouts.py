@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pointadapt.data.corruptions import CORRUPTIONS
+from pointadapt.data.layout import Layout
 from pointadapt.data.object_arrays import read_arrays
 from pointadapt.data.object_classes import MODELNET10, MODELNET40, SCANOBJECTNN, SHAPENETPART, SHAPENETPART_NAMES
 from pointadapt.data.object_set import ObjectSet
@@ -20,17 +20,7 @@ from pointadapt.errors import UserError
 
 Splits = dict[str, tuple[str, ...]]
 
-
-@dataclass(frozen=True)
-class Layout:
-    """A data set found in a folder: its ObjectSet, what it is called, and what the user should know."""
-
-    dataset: ObjectSet
-    title: str
-    notes: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ()
-
-
+ObjectLayout = Layout[ObjectSet]
 #: file name between ``training_objectdataset`` / ``test_objectdataset`` and ``.h5``, and its folder.
 SCANOBJECTNN_VARIANTS = {
     "PB_T50_RS": ("main_split", "_augmentedrot_scale75"),
@@ -60,7 +50,7 @@ def listed(file: Path) -> tuple[str, ...] | None:
 # --- ModelNet -------------------------------------------------------------------------------------------------------
 
 
-def modelnet_text(folder: Path, variant: str | None) -> Layout | None:
+def modelnet_text(folder: Path, variant: str | None) -> ObjectLayout | None:
     """modelnet40_normal_resampled: CLASS/NAME.txt, modelnet{40,10}_{train,test}.txt, modelnet40_shape_names.txt."""
     kinds = [
         kind
@@ -73,10 +63,10 @@ def modelnet_text(folder: Path, variant: str | None) -> Layout | None:
     classes = listed(folder / f"{kind}_shape_names.txt") or (MODELNET40 if kind == "modelnet40" else MODELNET10)
     splits: Splits = {split: (f"{kind}_{split}.txt",) for split in ("train", "test")}
     dataset = ObjectSet(folder, "classification", classes, splits=splits)
-    return Layout(dataset, f"ModelNet{kind[8:]} (text files)", variants=tuple(kinds))
+    return ObjectLayout(dataset, f"ModelNet{kind[8:]} (text files)", variants=tuple(kinds))
 
 
-def modelnet_h5(folder: Path, variant: str | None) -> Layout | None:
+def modelnet_h5(folder: Path, variant: str | None) -> ObjectLayout | None:
     """modelnet40_ply_hdf5_2048: ply_data_train0.h5, ply_data_test0.h5, shape_names.txt. With ``pid``: ShapeNetPart."""
     splits = {
         split: tuple(sorted(f.name for f in folder.glob(f"ply_data_{split}*.h5"))) for split in ("train", "val", "test")
@@ -84,12 +74,12 @@ def modelnet_h5(folder: Path, variant: str | None) -> Layout | None:
     if not splits["train"]:
         return None
     if read_arrays(folder / splits["train"][0]).segment is not None:
-        return Layout(shapenet_set(folder, splits), "ShapeNetPart (HDF5)")
+        return ObjectLayout(shapenet_set(folder, splits), "ShapeNetPart (HDF5)")
     classes = listed(folder / "shape_names.txt") or MODELNET40
-    return Layout(ObjectSet(folder, "classification", classes, splits=splits), "ModelNet40 (HDF5)")
+    return ObjectLayout(ObjectSet(folder, "classification", classes, splits=splits), "ModelNet40 (HDF5)")
 
 
-def modelnet_dat(folder: Path, variant: str | None) -> Layout | None:
+def modelnet_dat(folder: Path, variant: str | None) -> ObjectLayout | None:
     """Point-MAE's pickles modelnet40_train_8192pts_fps.dat and modelnet40_test_8192pts_fps.dat."""
     kinds: dict[str, dict[str, tuple[str, ...]]] = {}
     for file in sorted(folder.glob("modelnet*_fps.dat"), reverse=True):
@@ -101,10 +91,10 @@ def modelnet_dat(folder: Path, variant: str | None) -> Layout | None:
     classes = listed(folder / f"{kind}_shape_names.txt") or (MODELNET40 if kind == "modelnet40" else MODELNET10)
     splits = {split: kinds[kind].get(split, ()) for split in ("train", "test")}
     dataset = ObjectSet(folder, "classification", classes, splits=splits)
-    return Layout(dataset, f"ModelNet{kind[8:]} (Point-MAE's pickles)", variants=tuple(kinds))
+    return ObjectLayout(dataset, f"ModelNet{kind[8:]} (Point-MAE's pickles)", variants=tuple(kinds))
 
 
-def few_shot_pickles(folder: Path, variant: str | None) -> Layout | None:
+def few_shot_pickles(folder: Path, variant: str | None) -> ObjectLayout | None:
     """{way}way_{shot}shot/{fold}.pkl, each with the train and test shapes of one episode."""
     files = {
         f"{file.parent.name}/{file.stem}": file
@@ -122,13 +112,13 @@ def few_shot_pickles(folder: Path, variant: str | None) -> Layout | None:
     classes = MODELNET40 if most >= way else tuple(f"class {i}" for i in range(way))
     splits: Splits = {split: (f"{name}.pkl#{split}",) for split in ("train", "test")}
     dataset = ObjectSet(folder, "classification", classes, splits=splits)
-    return Layout(dataset, f"few-shot episode {name}", variants=tuple(names))
+    return ObjectLayout(dataset, f"few-shot episode {name}", variants=tuple(names))
 
 
 # --- ScanObjectNN, ShapeNetPart -------------------------------------------------------------------------------------
 
 
-def scanobjectnn(folder: Path, variant: str | None) -> Layout | None:
+def scanobjectnn(folder: Path, variant: str | None) -> ObjectLayout | None:
     """main_split(_nobg)/{training,test}_objectdataset*.h5, also below h5_files/."""
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, (place, ending) in SCANOBJECTNN_VARIANTS.items():
@@ -152,10 +142,10 @@ def scanobjectnn(folder: Path, variant: str | None) -> Layout | None:
         transform="rotate",
     )
     notes = ("coordinates stay as they are: the published protocol does not normalise ScanObjectNN again",)
-    return Layout(dataset, f"ScanObjectNN {name_or_none}", notes, tuple(found))
+    return ObjectLayout(dataset, f"ScanObjectNN {name_or_none}", notes, tuple(found))
 
 
-def shapenetpart(folder: Path, variant: str | None) -> Layout | None:
+def shapenetpart(folder: Path, variant: str | None) -> ObjectLayout | None:
     """SYNSET/ID.txt, synsetoffset2category.txt, train_test_split/shuffled_{train,val,test}_file_list.json."""
     table = folder / "synsetoffset2category.txt"
     lists = {split: f"train_test_split/shuffled_{split}_file_list.json" for split in ("train", "val", "test")}
@@ -168,7 +158,7 @@ def shapenetpart(folder: Path, variant: str | None) -> Layout | None:
         )
     folders = {synset: name for name, synset in rows}
     splits: Splits = {split: (path,) for split, path in lists.items() if (folder / path).is_file()}
-    return Layout(shapenet_set(folder, splits, folders), "ShapeNetPart")
+    return ObjectLayout(shapenet_set(folder, splits, folders), "ShapeNetPart")
 
 
 def shapenet_set(folder: Path, splits: dict[str, tuple[str, ...]], folders: dict[str, str] | None = None) -> ObjectSet:
@@ -214,7 +204,7 @@ def suites(folder: Path) -> dict[str, tuple[str, ...]]:
     return tests
 
 
-def suite_alone(folder: Path, variant: str | None) -> Layout | None:
+def suite_alone(folder: Path, variant: str | None) -> ObjectLayout | None:
     """A folder of nothing but corrupted shapes: no train split, to be scored with a run of another folder."""
     tests = suites(folder)
     if not tests:
@@ -227,11 +217,11 @@ def suite_alone(folder: Path, variant: str | None) -> Layout | None:
     dataset = ObjectSet(
         folder, "classification", classes, splits={"test": clean}, tests=tests, normalize=classes is MODELNET40
     )
-    return Layout(dataset, "corrupted shapes", ("there is nothing to learn from here: for evaluation alone",))
+    return ObjectLayout(dataset, "corrupted shapes", ("there is nothing to learn from here: for evaluation alone",))
 
 
 #: The finders of published layouts.
-FINDERS: tuple[Callable[[Path, str | None], Layout | None], ...] = (
+FINDERS: tuple[Callable[[Path, str | None], ObjectLayout | None], ...] = (
     modelnet_text,
     modelnet_h5,
     modelnet_dat,

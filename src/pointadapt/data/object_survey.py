@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from pointadapt.data.layout import flow, heading, lacking, line, listing, write_yaml
 from pointadapt.data.object_folders import find_objects
-from pointadapt.data.object_layouts import Layout
-from pointadapt.data.object_set import YAML, ObjectSet
-from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.data.object_layouts import ObjectLayout
+from pointadapt.data.object_set import ObjectSet
 
 
-def init_objects(folder: Path | str, layout: Layout | None = None, overwrite: bool = False) -> Path:
+def init_objects(folder: Path | str, layout: ObjectLayout | None = None, overwrite: bool = False) -> Path:
     """Write ``folder/dataset.yaml`` for the objects in it; returns its path.
 
     layout   what :func:`pointadapt.data.object_folders.find_objects` returned, if it has been called already
     Raises UserError when dataset.yaml exists already (unless ``overwrite``) or there are no objects.
     """
-    folder = Path(folder)
-    target = folder / YAML
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists already; edit it, or remove it to start anew")
-    layout = layout or find_objects(folder)
-    if layout is None:
-        raise UserError(f"{folder}: no shapes in folders named after classes and no known benchmark; check the path")
-    write_text(target, describe(layout))
-    return target
+    missing = "no shapes in folders named after classes and no known benchmark"
+    return write_yaml(folder, layout, find_objects, describe, overwrite, missing)
 
 
 def shapes_by_class(dataset: ObjectSet) -> dict[str, Counter[str]]:
@@ -41,30 +29,25 @@ def shapes_by_class(dataset: ObjectSet) -> dict[str, Counter[str]]:
     return {split: count for split, count in counts.items() if count}
 
 
-def warnings(layout: Layout) -> list[str]:
+def warnings(layout: ObjectLayout) -> list[str]:
     """Sentences on what a user should know or check."""
     counts = shapes_by_class(layout.dataset)
     notes = list(layout.notes)
     missing = [name for name in layout.dataset.targets if "train" in counts and not counts["train"][name]]
-    if missing:
-        few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        notes.append(f"train has no shape of {few}")
+    notes += lacking("shape", missing)
     if len(layout.variants) > 1:
         others = ", ".join(layout.variants[:8]) + (" ..." if len(layout.variants) > 8 else "")
         notes.append(f"the folder holds several data sets ({others}): choose with --variant")
     return notes
 
 
-def describe(layout: Layout) -> str:
+def describe(layout: ObjectLayout) -> str:
     """dataset.yaml with comments that say what each value does and what it was taken from."""
     dataset, counts = layout.dataset, shapes_by_class(layout.dataset)
     values = dataset.as_dict()
     total = sum(sum(count.values()) for split, count in counts.items() if split not in dataset.tests)
-    several = ", ".join(f"{split} {sum(count.values()):,}" for split, count in counts.items())
     lines = [
-        f"# How to read the {total:,} shapes of this folder ({layout.title}): {several}.",
-        "# pointadapt init wrote it; change what you know better. Paths are relative to this file.",
-        "",
+        *heading(layout, total, {split: sum(count.values()) for split, count in counts.items()}, "shapes"),
         "# classification: one class per shape; parts: one part per point.",
         line("task", dataset.task),
     ]
@@ -104,20 +87,3 @@ def describe(layout: Layout) -> str:
         *(listing("tests", values["tests"]) if dataset.tests else ()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def listing(key: str, splits: dict[str, list[str]]) -> list[str]:
-    lines = [f"{key}:"] if splits else [f"{key}: {{}}"]
-    for split, sources in splits.items():
-        lines += [f"  {flow(split)}:" if sources else f"  {flow(split)}: []", *(f"    - {flow(s)}" for s in sources)]
-    return lines
-
-
-def flow(value: Any) -> str:
-    return yaml.safe_dump(
-        value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
-    ).splitlines()[0]
-
-
-def line(key: str, value: Any) -> str:
-    return f"{key}: {flow(value)}\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pointadapt.data.io import is_scan
+from pointadapt.data.layout import UP_NOTE, adjusted, first_found, refuse_others
 from pointadapt.data.scans import SPLITS
 from pointadapt.data.survey import named_split
 from pointadapt.data.video_arrays import contents
@@ -22,12 +22,10 @@ from pointadapt.data.video_files import (
     read_frame,
     read_frame_labels,
 )
-from pointadapt.data.video_layouts import UP_NOTE, VIDEO_FINDERS, VideoLayout
+from pointadapt.data.video_layouts import VIDEO_FINDERS, VideoLayout
 from pointadapt.data.video_set import VIDEO_TASKS, VideoSet
 from pointadapt.errors import UserError
 
-#: Share of each class held out where a data set comes without test and val.
-HOLDOUT = 0.2
 #: Frames looked at to see points and labels.
 LOOKED_AT = 32
 
@@ -53,10 +51,7 @@ def find_videos(
     folder = Path(folder)
     if not folder.is_dir() or (task is not None and task not in VIDEO_TASKS):
         return None
-    found: VideoLayout | None = None
-    for finder in VIDEO_FINDERS:
-        found = found or finder(folder, variant)
-    found = found or plain(folder, task, label_field)
+    found = first_found(VIDEO_FINDERS, folder, variant) or plain(folder, task, label_field)
     if found is None:
         if task is None:
             return None
@@ -64,22 +59,8 @@ def find_videos(
             f"{folder}: no videos for {task}; it needs folders of frames, {{{','.join(SPLITS)}}}/CLASS/VIDEO/FRAME for "
             f"actions, or the layout of a published benchmark"
         )
-    if task is not None and found.dataset.task != task:
-        raise UserError(f"{folder}: this is {found.title}, a data set for {found.dataset.task}, not for {task}")
-    if variant is not None and not found.variants:
-        raise UserError(f"{folder}: there are no variants of {found.title}; leave the variant out")
-    dataset, notes = found.dataset, list(found.notes)
-    if not dataset.splits.get("train"):
-        notes.append("no train split: it can be evaluated on, not learned from")
-    elif not dataset.splits.get("val"):
-        share = (0.0 if dataset.splits.get("test") else HOLDOUT) if val is None else val
-        dataset = replace(dataset, holdout=share)
-    if up is not None:
-        dataset, notes = replace(dataset, up=up), [note for note in notes if note != UP_NOTE]
-    dataset = replace(dataset, points=points or dataset.points, frames=frames or dataset.frames)
-    # the checks of a file read back: choices may be out of range
-    dataset = VideoSet.from_dict(dataset.as_dict(), dataset.folder, dataset.folder)
-    return replace(found, dataset=dataset, notes=tuple(notes))
+    refuse_others(found, task, variant)
+    return adjusted(found, up, val, points=points or None, frames=frames or None)
 
 
 def plain(folder: Path, task: str | None, label_field: str | None) -> VideoLayout | None:

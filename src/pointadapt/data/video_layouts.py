@@ -1,18 +1,18 @@
 """Layouts of video data sets that `pointadapt init` knows: those of the published benchmarks.
 
 Each finder looks at a folder and returns what a dataset.yaml would say, or None. ``variant`` chooses where one folder
-holds several protocols. Nothing but names and headers of arrays are read. Source: specs, pointata 7.
+holds several protocols. Nothing but names and headers of arrays are read.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pointadapt.data.layout import UP_NOTE, Layout
 from pointadapt.data.object_layouts import pick
 from pointadapt.data.scans import SPLITS
 from pointadapt.data.video_arrays import VideoArrays, first, holds_videos, read_videos, text
@@ -36,15 +36,7 @@ SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "va
 #: Where RadHAR's sensor sees something: beyond lie outliers (its x is forward, y sideways, z up).
 RADHAR_BOX = {"x": (0.0, 6.0), "y": (-4.0, 4.0), "z": (-4.0, 4.0)}
 
-
-@dataclass(frozen=True)
-class VideoLayout:
-    """A data set found in a folder: its VideoSet, what it is called, and what the user should know."""
-
-    dataset: VideoSet
-    title: str
-    notes: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ()
+VideoLayout = Layout[VideoSet]
 
 
 def places(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -297,9 +289,6 @@ def many_videos(folder: Path, variant: str | None) -> VideoLayout | None:
     frames = max(min(24, min(some.frames(row) for row in range(len(some)))), 2)
     dataset = VideoSet(folder, "action", classes, splits=splits, frames=frames, up="z")
     return VideoLayout(dataset, "array files of videos", (*notes, UP_NOTE))
-
-
-UP_NOTE = "which axis is up cannot be seen from the files: check `up`"
 
 
 def class_names(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from pointadapt.data.object_survey import flow, line, listing
+from pointadapt.data.layout import flow, heading, lacking, line, listing, write_yaml
 from pointadapt.data.video_files import Video
 from pointadapt.data.video_folders import find_videos
 from pointadapt.data.video_layouts import VideoLayout
-from pointadapt.data.video_set import YAML, VideoSet
-from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.data.video_set import VideoSet
 
 #: key -> what stands above it in the file.
 COMMENTS = {
@@ -40,15 +38,8 @@ def init_videos(folder: Path | str, layout: VideoLayout | None = None, overwrite
     layout   what :func:`pointadapt.data.video_folders.find_videos` returned, if it has been called already
     Raises UserError when dataset.yaml exists already (unless ``overwrite``) or there are no videos.
     """
-    folder = Path(folder)
-    target = folder / YAML
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists already; edit it, or remove it to start anew")
-    layout = layout or find_videos(folder)
-    if layout is None:
-        raise UserError(f"{folder}: no videos in folders named after classes and no known benchmark; check the path")
-    write_text(target, describe(layout))
-    return target
+    missing = "no videos in folders named after classes and no known benchmark"
+    return write_yaml(folder, layout, find_videos, describe, overwrite, missing)
 
 
 def videos_by_class(dataset: VideoSet) -> dict[str, Counter[str]]:
@@ -72,10 +63,7 @@ def video_warnings(layout: VideoLayout) -> list[str]:
     found = listed(dataset)
     if dataset.task == "action" and "train" in found:
         seen = counted(dataset, found["train"])
-        missing = [name for name in dataset.classes if not seen[name]]
-        if missing:
-            few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            notes.append(f"train has no video of {few}")
+        notes += lacking("video", [name for name in dataset.classes if not seen[name]])
     for split, videos in found.items():
         short = sum(video.length // dataset.merge < dataset.span for video in videos)
         if short:
@@ -92,12 +80,9 @@ def describe(layout: VideoLayout) -> str:
     """dataset.yaml with comments that say what each value does."""
     dataset, counts = layout.dataset, videos_by_class(layout.dataset)
     values = dataset.as_dict()
-    total = sum(sum(count.values()) for count in counts.values())
-    several = ", ".join(f"{split} {sum(count.values()):,}" for split, count in counts.items())
+    sizes = {split: sum(count.values()) for split, count in counts.items()}
     lines = [
-        f"# How to read the {total:,} videos of this folder ({layout.title}): {several}.",
-        "# pointadapt init wrote it; change what you know better. Paths are relative to this file.",
-        "",
+        *heading(layout, sum(sizes.values()), sizes, "videos"),
         "# action: one class per video; action_segmentation: one per frame; video_segmentation: one per point.",
         line("task", dataset.task),
         "# Names in the order of the model's outputs.",

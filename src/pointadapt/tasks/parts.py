@@ -1,6 +1,6 @@
 """Part segmentation of single objects: features of groups spread to every point, the published head, NLL.
 
-The head is that of Point-MAE's part segmentation (specs, rivals 1.5): outputs of three blocks side by side, their
+The head is that of Point-MAE's part segmentation: outputs of three blocks side by side, their
 maximum and mean and the object's category as a summary of the whole, interpolation from the three nearest centres.
 """
 
@@ -92,9 +92,7 @@ class PartSegmentation(nn.Module):
             return
         check_untrained(head, PartHead, parts, self.read)
         self.read = tuple(parts)
-        own = self.backbone.out_channels
-        wide = len(self.taps) * own
-        whole = sum(wide if part in ("max", "mean") or part.startswith("extra ") else own for part in self.read)
+        wide, whole = head_widths(self.read, len(self.taps), self.backbone.out_channels)
         fingerprint = backbone_fingerprint(self.backbone)
         self.head = PartHead(wide, whole, len(self.categories), len(self.classes), fingerprint, self.dropout)
 
@@ -104,8 +102,7 @@ class PartSegmentation(nn.Module):
         last = tapped[-1]
         losses = last.extra.get("losses")
         self.auxiliary = sum(losses.values()) if losses and torch.is_grad_enabled() else None
-        feat = torch.cat([tokens.part("patch") for tokens in tapped], 2)
-        whole = torch.cat([summary(part, feat, last) for part in self.read], 1)
+        feat, whole = side_by_side(tapped, self.read)
         return self.head(point, last.center, feat, whole, category)
 
     def category_of(self, point: Point) -> Tensor | None:
@@ -149,6 +146,18 @@ class PartSegmentation(nn.Module):
 def thirds(depth: int) -> list[int]:
     """The last blocks of three equal thirds: 3, 7, 11 of 12."""
     return sorted({max(0, round(depth * share / 3) - 1) for share in (1, 2, 3)})
+
+
+def head_widths(read: Sequence[str], taps: int, channels: int) -> tuple[int, int]:
+    """Channels of what a head reads of groups, and of what it reads of whole clouds (or frames)."""
+    wide = taps * channels
+    return wide, sum(wide if part in ("max", "mean") or part.startswith("extra ") else channels for part in read)
+
+
+def side_by_side(tapped: Sequence[Tokens], read: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What is of these widths: (features of groups [B, G, taps * C], of whole clouds [B, W])."""
+    feat = torch.cat([tokens.part("patch") for tokens in tapped], 2)
+    return feat, torch.cat([summary(part, feat, tapped[-1]) for part in read], 1)
 
 
 def summary(part: str, feat: Tensor, last: Tokens) -> Tensor:

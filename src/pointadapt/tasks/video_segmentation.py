@@ -1,7 +1,7 @@
 """Semantic segmentation of point videos: one class for every point of every frame.
 
-The heads of specs/pointata.md 6.3, chosen there: Point-MAE's part segmentation, frame by frame ("mlp"), or a pyramid of
-convolutions around the transformer ("pyramid", "slim"). The loss is the published one for Synthia4D.
+The heads are chosen here, since PointATA's are not published: Point-MAE's part segmentation, frame by frame ("mlp"), or
+a pyramid of convolutions around the transformer ("pyramid", "slim"). The loss is the published one for Synthia4D.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point
 from pointadapt.tasks.clips import VideoHead, VideoTask
 from pointadapt.tasks.head import backbone_fingerprint, check_untrained
-from pointadapt.tasks.parts import summary, thirds
+from pointadapt.tasks.parts import head_widths, side_by_side, thirds
 from pointadapt.tasks.pyramid_head import PyramidHead
 from pointadapt.tokens import Tokens
 
@@ -84,9 +84,7 @@ class VideoSegmentation(VideoTask):
             return
         check_untrained(head, PointsHead, parts, self.read)
         self.read = tuple(parts)
-        own = self.backbone.out_channels
-        wide = len(self.taps) * own
-        whole = sum(wide if part in ("max", "mean") or part.startswith("extra ") else own for part in self.read)
+        wide, whole = head_widths(self.read, len(self.taps), self.backbone.out_channels)
         fingerprint = backbone_fingerprint(self.backbone)
         self.head = PointsHead(wide, whole, self.skip, len(self.classes), fingerprint, self.dropout)
 
@@ -104,8 +102,7 @@ class VideoSegmentation(VideoTask):
         self.keep_losses(last)
         if self.head_kind != "mlp":
             return self.from_pyramid(point, last, kept)
-        feat = torch.cat([tokens.part("patch") for tokens in tapped], 2)
-        whole = torch.cat([summary(part, feat, last) for part in self.read], 1)
+        feat, whole = side_by_side(tapped, self.read)
         center = last.center
         if kept != slice(None):  # a window is one clip
             rows = torch.arange(point.num_clouds, device=feat.device)[kept]
