@@ -1,5 +1,5 @@
 """Settings of the GEM paper (arXiv 2505.22444) that its recipes share. It names few: the rest is Sonata's own recipe,
-which it says it follows (specs, gem 4.1 and 4.2)."""
+which it says it follows."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ SETTINGS: dict[str, Any] = dict(
     weight_decay=0.02, clip=3.0, schedule="onecycle", warmup=0.05, drop_path=True, mix3d=0.8, precision="fp16",
     num_workers=8, eval_every=500, tta=13, tile=1_000_000,
 )  # fmt: skip
-#: Rows by name -> method and options whose number of weights fits the printed one (specs, gem 3).
+#: Rows by name -> method and options whose number of weights fits the printed one.
 METHODS: dict[str, dict[str, Any]] = {
     "gem": {"method": "gem"},
     "linear": {"method": "linear"},

@@ -1,4 +1,4 @@
-"""Settings of PointTPA's released configurations (arXiv 2604.04933) that its recipes share (specs, pointtpa 4)."""
+"""Settings of PointTPA's released configurations (arXiv 2604.04933) that its recipes share."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ SETTINGS: dict[str, Any] = dict(
     clip=3.0, schedule="onecycle", warmup=0.05, drop_path=True, mix3d=0.8, precision="fp16", num_workers=8,
     eval_every=2_402, tta=13, tile=1_000_000,
 )  # fmt: skip
-#: Rows by name -> method and options whose number of weights fits the printed one (specs, pointtpa 3 and 7).
+#: Rows by name -> method and options whose number of weights fits the printed one.
 METHODS: dict[str, dict[str, Any]] = {
     "pointtpa": {"method": "pointtpa"},
     "linear": {"method": "linear"},

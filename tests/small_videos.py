@@ -1,4 +1,4 @@
-"""What the tests on point videos share: the specification's smallest configuration, clips, adapted models."""
+"""What the tests on point videos share: a small network, clips, adapted models."""
 
 from __future__ import annotations
 

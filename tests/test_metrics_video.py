@@ -1,4 +1,4 @@
-"""Scores of point videos: the worked examples of specs/pointata.md section 10."""
+"""Scores of point videos: small examples worked by hand."""
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 """Stage 1 of PointATA: train the Point Align Embedder so that clips look like the shapes a frozen model was trained on.
 
 The distance of data sets (analysis/transport.py) between the target's training split and a labelled set of shapes
-falls; no transformer block runs. That there is such a stage and such a distance is published, everything else inferred:
-specs/pointata.md sections 3.5 to 4.3. Never give it clips of a validation or test split.
+falls; no transformer block runs. That there is such a stage and such a distance is published, everything else inferred.
+Never give it clips of a validation or test split.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ SCENES = Kind(
         "warmup": 0.05,
     },
 )
-#: The protocol that the published object methods share (specs, rivals 1.7), per step where it is per epoch there.
+#: The protocol that the published object methods share, per step where it is per epoch there.
 PUBLISHED = {
     "backbone": "nano-mae",
     "method": "lora",
@@ -109,7 +109,7 @@ PARTS = Kind(
     views=100,
     recipe={**PUBLISHED, "batch_size": 16, "lr": 2e-4, "head_lr": 2e-4, "backbone_lr": 2e-4},
 )
-#: Recipes of point videos are not published with PointATA; specs, pointata 6 chose these, here per step.
+#: Recipes of point videos are not published with PointATA: these are chosen here.
 VIDEO = {
     **PUBLISHED,
     "method": "pointata",

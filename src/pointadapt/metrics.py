@@ -118,7 +118,7 @@ def classification_scores(confusion: Tensor) -> dict[str, Any]:
 
 def shape_miou(prediction: Tensor, truth: Tensor, parts: Sequence[int]) -> float:
     """Mean IoU over the ``parts`` of one shape's category, 0..1; a part that is neither there nor predicted counts 1,
-    as published (specs, rivals 1.5). Points whose truth is negative do not count."""
+    as published for ShapeNetPart. Points whose truth is negative do not count."""
     counted = truth >= 0
     prediction, truth = prediction[counted], truth[counted]
     values = []

@@ -1,6 +1,6 @@
 """Scores of point videos: accuracy of clips and of whole videos; frames, edit score and segmental F1; mIoU's two rules.
 
-All in 0..1. Definitions, and what the published evaluations get wrong: specs/pointata.md section 7.
+All in 0..1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is trained and how fast: explicit parameter groups, AdamW, one-cycle or cosine schedule.
 
 The official recipes sort parameters by whether their NAME contains "block", which silently gives every adapter a tenth
-of the head's learning rate (specs, gem 4.3). Here the groups say what they are: head, adapters, backbone.
+of the head's learning rate. Here the groups say what they are: head, adapters, backbone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-ALIGNED = 0.1  #: of the adapters' rate, for an embedder that is aligned already (specs, pointata 4.2)
+ALIGNED = 0.1  #: of the adapters' rate, for an embedder that is aligned already (chosen here)
 
 
 def kind_of(name: str, fresh: Iterable[str] = ()) -> str:
@@ -34,7 +34,7 @@ def kind_of(name: str, fresh: Iterable[str] = ()) -> str:
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay acts on it: not on biases, norms, scales (1-D), tokens that adapters share (latents) and
-    class tokens; their positions decay, as published (specs, rivals 1.7)."""
+    class tokens; their positions decay, as published."""
     return parameter.ndim > 1 and "_shared." not in name and not name.endswith(".token")
 
 

@@ -1,4 +1,4 @@
-"""The dataset distance: closed forms, invariances, gradients, and agreement with POT and geomloss (spec section 10)."""
+"""The dataset distance: closed forms, invariances, gradients, and agreement with POT and geomloss."""
 
 import geomloss
 import numpy as np

@@ -1,4 +1,4 @@
-"""APPT: published counts, what depends on what, and every option (specs/appt.md sections 4 and 10)."""
+"""APPT: published counts, what depends on what, and every option."""
 
 import copy
 import importlib.util

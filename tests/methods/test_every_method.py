@@ -41,7 +41,7 @@ COUNTS = {
     "pointtpa": (1_152_904, None, None),
     "gem": (1_815_152, 785_792, None),
 }
-#: PointTPA's table 1, in million with the head (specs, rivals 3.4); the arm that comes to it. Its BitFit (0.12), VeRA
+#: PointTPA's table 1, in million with the head; the arm that comes to it. Its BitFit (0.12), VeRA
 #: (0.08) and IDPT (2.61) are not explained by the counts above.
 PUBLISHED = {
     "linear": 0.02,

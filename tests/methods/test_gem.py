@@ -1,4 +1,4 @@
-"""GEM: the invariants I1-I18 of the specification that the contract suite does not hold already."""
+"""GEM: what must hold whatever its weights, beyond what the contract suite holds already."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def zero(point: Point) -> Point:
     ],
     ids=str,
 )
-def test_counts_on_sonata_base(options, count):  # I2, I17
+def test_counts_on_sonata_base(options, count):
     model = sonata(GEMConfig(**options))
     assert adapter_count(model) == count
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count + 24_660
@@ -69,7 +69,7 @@ def test_counts_on_sonata_base(options, count):  # I2, I17
 
 @pytest.mark.parametrize("share", ["kv", "qk", "none"])
 @pytest.mark.parametrize(("rank", "latents", "kernel"), [(1, 1, 3), (7, 3, 5), (2, 9, 1)])
-def test_count_formula(share, rank, latents, kernel):  # I3
+def test_count_formula(share, rank, latents, kernel):
     widths, depths = SONATA
     config = GEMConfig(rank=rank, num_latents=latents, kernel_size=kernel, share=share, sa_bias=True)
     d_all = sum(w * d for w, d in zip(widths, depths, strict=True))
@@ -91,7 +91,7 @@ def test_encoder_only_unless_asked():
     assert late == 3 * (5 * 32 * 512 + 512 + 27 * 32**2) + 128
 
 
-def test_gradients_at_the_start(tmp_path):  # I4
+def test_gradients_at_the_start(tmp_path):
     torch.manual_seed(0)
     model = adapt(tiny(), GEMConfig(rank=4)).eval()
     point = batch()
@@ -112,14 +112,14 @@ def trained(**options):
     return model.eval()
 
 
-def test_point_order_does_not_matter():  # I5
+def test_point_order_does_not_matter():
     model, point = trained(), cloud(150, 1)
     shuffle = torch.randperm(150)
     moved = Point(point.coord[shuffle], point.feat[shuffle], point.offset, point.grid_coord[shuffle])
     torch.testing.assert_close(logits(model, moved), logits(model, point)[shuffle], atol=1e-5, rtol=1e-5)
 
 
-def test_nothing_is_left_of_a_forward_pass():  # I7
+def test_nothing_is_left_of_a_forward_pass():
     model, point = trained(), batch()
     start = model.base_model.gem_shared["default"]["start"].clone()
     first = logits(model, point)
@@ -154,7 +154,7 @@ def test_latents_travel_through_all_blocks():
         assert torch.equal(seen[0], seen[1]) != depends, sharing
 
 
-def test_permuting_latents_changes_nothing_but_their_order():  # I8
+def test_permuting_latents_changes_nothing_but_their_order():
     adapter, feat = context(num_latents=4), torch.randn(30, 6)
     state = torch.randn(2, 4, 5)
     order = torch.tensor([2, 0, 3, 1])
@@ -164,7 +164,7 @@ def test_permuting_latents_changes_nothing_but_their_order():  # I8
     torch.testing.assert_close(moved_read, read[:, order], atol=1e-6, rtol=1e-6)
 
 
-def test_context_is_a_set_function():  # I9
+def test_context_is_a_set_function():
     adapter, feat, state = context(), torch.randn(12, 6), torch.randn(1, 4, 5)
     out, read = adapter.attend(feat, [12], state)
     twice, read_twice = adapter.attend(torch.cat([feat, feat]), [24], state)
@@ -172,7 +172,7 @@ def test_context_is_a_set_function():  # I9
     torch.testing.assert_close(twice[:12], out, atol=1e-6, rtol=1e-6)
 
 
-def test_reading_is_an_average():  # I10
+def test_reading_is_an_average():
     adapter, feat, state = context(share="none"), torch.randn(40, 6), torch.randn(1, 4, 5)
     _, read = adapter.attend(feat, [40], state)
     value = adapter.read(feat)[:, 10:]
@@ -192,7 +192,7 @@ def test_attention_against_the_formula():
         torch.testing.assert_close(out, expected)
 
 
-def test_one_latent_is_one_vector_per_scene():  # I11
+def test_one_latent_is_one_vector_per_scene():
     adapter = context(num_latents=1)
     point = collate([cloud(20, 1, 6), cloud(30, 2, 6)])
     out = adapter(zero, point).feat
@@ -204,7 +204,7 @@ def test_one_latent_is_one_vector_per_scene():  # I11
     assert not adapter.read.weight.grad[:5].any() and adapter.read.weight.grad[5:].any()
 
 
-def test_reach_of_one_point():  # I12
+def test_reach_of_one_point():
     sa, ca = spatial(), context()
     point = collate([cloud(80, 1, 6), cloud(60, 2, 6)])
     feat = point.feat.clone()
@@ -216,7 +216,7 @@ def test_reach_of_one_point():  # I12
     assert torch.equal(change, point.batch == 0)
 
 
-def test_scenes_do_not_meet():  # I6 on the modules
+def test_scenes_do_not_meet():
     clouds = [cloud(50, 1, 6), cloud(70, 2, 6)]
     for adapter in (spatial(), context()):
         for order in (clouds, clouds[::-1]):
@@ -225,7 +225,7 @@ def test_scenes_do_not_meet():  # I6 on the modules
                 torch.testing.assert_close(adapter(zero, one).feat, part, atol=1e-6, rtol=1e-6)
 
 
-def test_empty_and_one_point_scenes():  # I13
+def test_empty_and_one_point_scenes():
     one, rest = cloud(1, 3), cloud(40, 4)
     pair = collate([one, rest])
     holes = pair.but(offset=torch.tensor([0, 1, 1, 41]))
@@ -238,7 +238,7 @@ def test_empty_and_one_point_scenes():  # I13
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_spatial_adapter_is_a_dense_convolution_on_a_full_grid(kernel):  # I14
+def test_spatial_adapter_is_a_dense_convolution_on_a_full_grid(kernel):
     sa = spatial(kernel_size=kernel, sa_bias=True)
     nn.init.normal_(sa.bias)
     side = 6
@@ -251,7 +251,7 @@ def test_spatial_adapter_is_a_dense_convolution_on_a_full_grid(kernel):  # I14
 
 
 @pytest.mark.parametrize("make", [spatial, context], ids=["sa", "ca"])
-def test_gradients_in_float64(make):  # I15
+def test_gradients_in_float64(make):
     options = {"sa_act": "gelu"} if make is spatial else {}
     adapter = make(channels=3, rank=2, **options).double()
     point = collate([cloud(6, 1, 3), cloud(5, 2, 3)])
@@ -265,7 +265,7 @@ def test_gradients_in_float64(make):  # I15
     assert torch.autograd.gradcheck(run, (point.feat.requires_grad_(), *parameters), atol=1e-6)
 
 
-def test_activation_checkpointing_gives_the_same_gradients():  # I15, trap T6
+def test_activation_checkpointing_gives_the_same_gradients():
     model, point = trained(), batch()
     block = model.get_base_model().backbone.enc[1].blocks[1]
     wanted = [p for n, p in model.named_parameters() if p.requires_grad]
@@ -277,7 +277,7 @@ def test_activation_checkpointing_gives_the_same_gradients():  # I15, trap T6
         assert torch.equal(a, b)
 
 
-def test_zeroing_up_restores_the_frozen_model():  # I16
+def test_zeroing_up_restores_the_frozen_model():
     model, point = trained(), batch()
     for name, parameter in model.named_parameters():
         if "gem_" in name and ".up." in name:
@@ -286,7 +286,7 @@ def test_zeroing_up_restores_the_frozen_model():  # I16
     assert torch.equal(logits(model, point), logits(tiny(), point))
 
 
-def test_translation_of_voxels():  # I18
+def test_translation_of_voxels():
     point = cloud(90, 1, 6)
     for adapter in (spatial(), context()):
         moved = point.but(grid_coord=point.grid_coord + torch.tensor([5, 0, 11]))
@@ -320,7 +320,7 @@ def test_every_option_trains_and_starts_as_identity(options):
 
 
 def test_no_alike_latents_at_the_start():
-    """T10: latents of std 1 read different things; with 0.02 all read the mean."""
+    """Latents of std 1 read different things; with 0.02 all read the mean."""
     torch.manual_seed(0)
     feat = nn.functional.layer_norm(torch.randn(500, 48), (48,))
     alike = {}

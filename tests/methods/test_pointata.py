@@ -1,4 +1,4 @@
-"""PointATA: the invariants of specs/pointata.md section 10 that belong to the model, on small random networks."""
+"""PointATA: what must hold of the model whatever its weights, on small random networks."""
 
 from __future__ import annotations
 

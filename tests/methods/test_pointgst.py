@@ -109,7 +109,7 @@ def test_clean_laplacian_is_the_formula_with_exact_distances():
     for one, ours in zip(coord, found, strict=True):
         torch.testing.assert_close(ours, literal_laplacian(one.double()), atol=2e-6, rtol=0)
     values = torch.linalg.eigvalsh(found)
-    assert values.min() > -1e-6 and values.max() < 1.1  # decision list, item 1: not [0, 0.093]
+    assert values.min() > -1e-6 and values.max() < 1.1  # released: [0, 0.093]
     weak = torch.linalg.eigvalsh(released_laplacian(coord))
     assert weak.max() < 0.2
 
@@ -195,7 +195,7 @@ def test_cosines_are_orthonormal_for_every_length():
 
 
 @pytest.mark.parametrize("transpose", [False, True])
-def test_branch_is_the_formula(transpose):  # section 2.5, one cloud and chunk at a time
+def test_branch_is_the_formula(transpose):  # one cloud and chunk at a time
     adapter, x = perturbed(SpectralAdapter(6, 4, Settings((0, 8)), transpose)), tokens()
     low = adapter.down(x.feat)
     hidden = F.silu(low)

@@ -19,7 +19,7 @@ from pointadapt.point import Point, collate
 from pointadapt.tasks.classification import Classification, readout
 from pointadapt.tasks.parts import PartSegmentation
 
-#: Published trainable parameters by part, official size (specs/rivals.md section 2.4).
+#: Published trainable parameters by part, official size.
 PUBLISHED = {
     ".qkv.pointlora_adapter": 36_864 + 110_592,
     ".proj.pointlora_adapter": 36_864 + 36_864,

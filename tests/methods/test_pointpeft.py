@@ -74,7 +74,7 @@ def test_neighbourhoods_against_loops():
     assert found.node[0, :2].tolist() == [0, 1] and (found.node[:, 2:] >= 2).all()
 
 
-def test_neighbourhoods_stay_within_their_cloud():  # decision list, item 6
+def test_neighbourhoods_stay_within_their_cloud():
     x, places = tokens(), torch.randn(2, 3)
     nodes, norm = torch.randn(2, 14, 5), nn.BatchNorm1d(5).eval()
     together = neighborhoods(x, 4, places).summed_up(nodes, norm)

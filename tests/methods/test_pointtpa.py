@@ -1,4 +1,4 @@
-"""PointTPA: parity with the released module, its counts, and the invariants of the specification's section 6."""
+"""PointTPA: parity with the released module, its counts, and what must hold whatever its weights."""
 
 from pathlib import Path
 
@@ -262,7 +262,7 @@ def test_gradients_at_the_start():  # 10
     assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "pointtpa_" in n)
 
 
-def test_initialisation():  # specification 1.6
+def test_initialisation():
     torch.manual_seed(0)
     module = PatchAdapter(384, 64, 4, Grouping(20))
     assert module.down.weight.std().item() == pytest.approx((2 / 384) ** 0.5, rel=0.02)

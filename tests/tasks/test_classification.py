@@ -75,7 +75,7 @@ def test_one_row_a_cloud_of_either_kind_of_backbone():
     [("mlp3", 256 * 48 + 256 * 257 + 1024 + 256 + 771), ("mlp2", 256 * 49 + 771), ("linear", 147)],
 )
 def test_head_sizes(head, parameters):
-    """256 (k C + 1) + 2 x 512 + 256 x 257 + n x 257 for k parts and n classes (specs, rivals section 2)."""
+    """256 (k C + 1) + 2 x 512 + 256 x 257 + n x 257 for k parts and n classes."""
     model = Classification(backbone(), 3, head=head)
     assert sum(p.numel() for p in model.head.parameters()) == parameters
 

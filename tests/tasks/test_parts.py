@@ -99,7 +99,7 @@ def test_without_categories_there_is_no_label():
 
 
 def test_size_without_label_is_that_of_the_indoor_head():
-    """The last layers read 1024 + 2304 = 3328 channels, of 13 classes (specs, rivals 1.5)."""
+    """The last layers read 1024 + 2304 = 3328 channels, of 13 classes."""
     with torch.device("meta"):
         model = PartSegmentation(build_objects(PointViTConfig(cls_tokens=0)), 13, None)
     assert model.head.join.in_features == 3328 and model.head.out[3].out_features == 13

@@ -93,7 +93,7 @@ def test_every_task_learns_with_the_adapter(kind):
     assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if p.requires_grad)
 
 
-def test_losses_are_those_of_the_specification():
+def test_losses_against_their_formulas():
     draw = torch.Generator().manual_seed(0)
     scores, label = torch.randn(4, 6, generator=draw), torch.tensor([0, 5, 2, 2])
     weights = torch.arange(1.0, 7.0)

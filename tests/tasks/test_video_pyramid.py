@@ -36,7 +36,7 @@ def size(module) -> int:
 
 @pytest.mark.parametrize(("head", "encoder", "decoder"), [("pyramid", 1_070_432, 594_828), ("slim", 643_808, 201_164)])
 def test_counts_on_point_mae(head, encoder, decoder):
-    """1.07 M and 0.59 M, slim 0.64 M and 0.20 M in the specification."""
+    """1.07 M and 0.59 M, slim 0.64 M and 0.20 M, of encoder and decoder."""
     with torch.device("meta"):
         backbone = PointViT(PointViTConfig())
         model = VideoSegmentation(backbone, 12, head=head)

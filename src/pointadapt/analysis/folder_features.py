@@ -1,6 +1,6 @@
 """Features and classes of the samples of any folder through a frozen backbone, for distances of data sets.
 
-What a sample is, and its feature (inferred for PointATA, after ORCA; specs/pointata.md 3.5):
+What a sample is, and its feature (inferred for PointATA, after ORCA):
 
     shapes               a shape; the mean of its patch tokens ("embedder": before any block, "output": behind the last)
                          or, where the backbone works on single points, of its points' features

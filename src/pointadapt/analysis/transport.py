@@ -3,7 +3,7 @@
     d((z, y), (z', y'))^2 = lam_x |z - z'|^2 + lam_y W2^2(features of class y, features of class y')
 
 is the cost of moving a sample of A onto one of B; the distance is the cost of moving all of A onto B, a SQUARED
-quantity. Sources: Alvarez-Melis and Fusi 2020; specs/pointata.md section 3. That PointATA aligns with this distance is
+quantity. Source: Alvarez-Melis and Fusi 2020. That PointATA aligns with this distance is
 known; the label distance, eps and standardisation are not published, so each is a field of :class:`Transport`.
 """
 

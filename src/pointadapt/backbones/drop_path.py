@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Drops rows of the first dimension: whole clouds of [B, T, C], single points of packed [N, C].
 
-    With packed clouds stochastic depth works point by point (specs/backbones.md, fact 9).
+    With packed clouds stochastic depth works point by point, as in PTv3.
     """
 
     def __init__(self, rate: float) -> None:

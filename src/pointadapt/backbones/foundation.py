@@ -1,8 +1,8 @@
 """Foundation models of other modalities (images, text, audio) as frozen backbones: Hugging Face transformers' blocks.
 
 Only the blocks, the norms around them and the vector of the model's own start token are kept; embeddings of pixels and
-words go. Whoever makes tokens out of points takes the place of ``tokenizer`` (method appt). Call conventions of the
-families, and what goes wrong with their masks: specs/appt.md section 8.
+words go. Whoever makes tokens out of points takes the place of ``tokenizer`` (method appt). What differs
+between their architectures is in :class:`Family`.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ def inside(model: nn.Module, name: str | None) -> nn.Module | None:
 def start_token(model: nn.Module, family: Family, channels: int) -> Tensor:
     """[D] what the model's own sequences start with; where it has nothing of the kind, fixed noise of std 0.02.
 
-    Never zeros: behind a zero row stands a LayerNorm whose gradient is 1 / sqrt(eps) there (specs, appt 8.2).
+    Never zeros: behind a zero row stands a LayerNorm whose gradient is 1 / sqrt(eps) there.
     """
     noise = 0.02 * torch.randn(channels, generator=torch.Generator().manual_seed(0))
     if family.start is None:

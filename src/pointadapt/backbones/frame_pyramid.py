@@ -1,6 +1,6 @@
 """A pyramid of point 4D convolutions in place of a tokenizer: few tokens for frames of many points, and finer levels.
 
-P4Transformer's encoder (Fan et al., CVPR 2021) as specs/pointata.md 6.3b chose it for dense scenes: three levels of
+P4Transformer's encoder (Fan et al., CVPR 2021) in a form of ours for dense scenes: three levels of
 points that a decoder goes back through, and a fourth one that is the tokens of a frozen transformer. It is fresh: no
 checkpoint fills it. Legend: R rows (frames of all clips), G anchors of a level, K neighbours, C channels, D the
 transformer's.

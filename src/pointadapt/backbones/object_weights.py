@@ -1,4 +1,4 @@
-"""How published checkpoints of Point-MAE, Point-BERT, ACT, ReCon and PointGPT become ours (specs, rivals 1.6).
+"""How published checkpoints of Point-MAE, Point-BERT, ACT, ReCon and PointGPT become ours.
 
 The renaming rules themselves stand beside the models (``from_official``); here: which part of a training checkpoint
 is the encoder, which family it is, and the sizes that its shapes tell.

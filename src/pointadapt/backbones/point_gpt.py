@@ -1,7 +1,7 @@
 """PointGPT: groups of points in a chain, read from its beginning by causal attention.
 
 It differs from Point-MAE in the order of the groups, the position embedding, the mask, the residual of the attention
-and what stands in front. Quirks that its checkpoints need, and that are therefore kept (specs, rivals 1.4): positions
+and what stands in front. Quirks that its checkpoints need, and that are therefore kept: positions
 have a single frequency; the position learned for "cls" stands on "sos" and the other way round; "cls" sees only
 itself and "sos", so that without prompts it is the same for every cloud. The generator of its pretraining is left out.
 """

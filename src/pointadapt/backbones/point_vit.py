@@ -1,7 +1,7 @@
 """Transformers over groups of points: Point-MAE, Point-BERT and ACT, and the parts ReCon and PointGPT share with them.
 
 Farthest point sampling picks G centres, a small PointNet turns the K points around each into a token, blocks of a
-plain ViT follow. Facts, quirks and key names: specs/rivals.md section 1. Where the models really differ they have
+plain ViT follow, as in the published code, its quirks included. Where the models really differ they have
 their own class: recon.py, point_gpt.py.
 """
 

@@ -1,7 +1,7 @@
 """Point Transformer V3 and its pretrained descendants (Sonata, Concerto, Utonia, PPT) as one network.
 
-What differs between the official packages is a field of :class:`PTv3Config`; facts, quirks and key names are
-those of specs/backbones.md. A block is a sum of branches, so that methods can stand beside each of them.
+What differs between the official packages is a field of :class:`PTv3Config`; quirks and key names are
+theirs. A block is a sum of branches, so that methods can stand beside each of them.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class Block(nn.Module):
         point = point.but(feat=self.norm1(point))
         branch = self.ffn(point)
         point = point.plus(branch)
-        if self.legacy:  # quirk 5: the next block's convolution reads this branch, not the residual stream
+        if self.legacy:  # the next block's convolution reads this branch, not the residual stream
             point = with_state(point, conv_feat=branch.feat)
         return point.but(feat=self.norm2(point))
 
@@ -314,7 +314,7 @@ class Unpooling(nn.Module):
         assert parent is not None and point.pooling_inverse is not None
         up = F.gelu(self.norm(point.but(feat=self.proj(point.feat))))
         skip = F.gelu(self.skip_norm(parent.but(feat=self.skip_proj(parent.feat))))
-        # m1's first decoder convolution sees the skip branch alone (quirk 4).
+        # m1's first decoder convolution sees the skip branch alone.
         state = with_state(point, conv_feat=skip if self.classic else None).extra
         return parent.but(feat=skip + up.index_select(0, point.pooling_inverse), extra=state)
 
@@ -450,7 +450,7 @@ def upcast(point: Point, levels: int | None = None) -> Tensor:
     """[N, sum of widths]: features of a pooled Point brought up its chain of parents and concatenated behind theirs.
 
     levels: how many levels are concatenated, counted from the deepest; above them features are only copied
-    (the probing recipe of Sonata: all levels for the linear head, 2 for pictures; specs/backbones.md section 6).
+    (the probing recipe of Sonata: all levels for the linear head, 2 for pictures).
     """
     feat, left = point.feat, levels
     while point.parent is not None:

@@ -2,7 +2,7 @@
 
 Two streams side by side: the groups attend to one another and never see the global tokens; these ask the groups by
 cross-attention and have norms and MLPs of their own (``contrast``). In both, the residual starts from the NORMALISED
-stream: y = LN(x), x = y + branch(y), so the norms belong to the block and not to its branches (specs, rivals 1.3).
+stream: y = LN(x), x = y + branch(y), so the norms belong to the block and not to its branches.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class ReConAsViT(PointViT):
     """ReCon's groups' stream in Point-MAE's blocks, its global tokens but cls left out.
 
     It is what published tables call ReCon with DAPT, PointGST or IDPT: 22.1 M parameters, and not the function that
-    was pretrained, since the residual of these blocks starts before the norm (specs, rivals section 0, item 10).
+    was pretrained, since the residual of these blocks starts before the norm.
     """
 
     @classmethod

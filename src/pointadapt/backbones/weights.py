@@ -5,7 +5,7 @@
     backbone = load_backbone("pretrain.pth", config={"groups": 128})   # Point-MAE and its kin say the rest themselves
     backbone = load_backbone("sonata", weights=None)   # the architecture with random weights
 
-Nothing is ever loaded partially: every key and shape must match (specs/backbones.md section 8). How official keys
+Nothing is ever loaded partially: every key and shape must match. How official keys
 become ours is in ptv3_weights.py and object_weights.py.
 """
 

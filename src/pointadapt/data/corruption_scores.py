@@ -1,4 +1,4 @@
-"""Scores over the seven corruptions of ModelNet-C and ScanObjectNN-C against DGCNN (specs, appt 5.5)."""
+"""Scores over the seven corruptions of ModelNet-C and ScanObjectNN-C against DGCNN."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Corruptions of clean shapes, after two published suites; every one deterministic in (name, severity, seed).
 
-ModelNet-C (Ren et al., ICML 2022; PointCloud-C), the seven of APPT's tables (specs, appt 5.5): scale, jitter, rotate,
+ModelNet-C (Ren et al., ICML 2022; PointCloud-C), the seven of APPT's tables: scale, jitter, rotate,
 dropout_global, dropout_local, add_global, add_local.
-ModelNet40-C (Sun et al., 2022), the thirteen that need no mesh (specs, data_formats 4): uniform, gaussian, background,
+ModelNet40-C (Sun et al., 2022), the thirteen that need no mesh: uniform, gaussian, background,
 impulse, upsampling, rotation, shear, distortion, distortion_rbf, distortion_rbf_inv, density, density_inc, cutout.
 
 Shapes are [N, 3] in the unit sphere; cluster sizes are the papers' at 1024 points and grow with N. The published files

@@ -11,7 +11,7 @@ from pointadapt.data.object_files import Item
 from pointadapt.data.object_set import ObjectSet, draw
 from pointadapt.errors import UserError
 
-#: Folds of the published protocol, and test shapes of each class of an episode (specs, rivals 1.7).
+#: Folds of the published protocol, and test shapes of each class of an episode.
 FOLDS = 10
 QUERIES = 20
 

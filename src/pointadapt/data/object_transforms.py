@@ -2,7 +2,7 @@
 
 As for scenes a transform is ``(sample, rng) -> sample``, all randomness comes from ``rng`` and inputs are never written
 to. Objects stand on the y axis here (see :class:`pointadapt.data.object_set.ObjectSet`). Which augmentation was used is
-worth up to 3.5 points of accuracy on ScanObjectNN (specs, rivals 0 item 16), so each preset has a name that reports
+worth up to 3.5 points of accuracy on ScanObjectNN, so each preset has a name that reports
 show.
 """
 
@@ -23,7 +23,7 @@ AT_ONCE = 1 << 17
 
 
 def pool_size(points: int) -> int:
-    """Points that training draws ``points`` from: 1200 for 1024, 2400 for 2048 (specs, rivals 1.7)."""
+    """Points that training draws ``points`` from: 1200 for 1024, 2400 for 2048, as published."""
     return points * 75 // 64
 
 
@@ -162,7 +162,7 @@ def scale_translate(points: int) -> Compose:
 
 
 def scale_rotate(points: int) -> Compose:
-    """Axes scaled by U[0.9, 1.1], back into the unit sphere, any turn: APPT (specs, appt 5.1), Point-PEFT."""
+    """Axes scaled by U[0.9, 1.1], back into the unit sphere, any turn: APPT, Point-PEFT."""
     return Compose([RandomPoints(points), AxisScale(0.9, 1.1), UnitSphere(), TURN])
 
 

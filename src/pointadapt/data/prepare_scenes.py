@@ -1,6 +1,6 @@
 """Raw ScanNet, S3DIS and nuScenes to what `pointadapt init` reads: Pointcept's folders, or lists of frames.
 
-Every scan becomes a folder with one .npy per attribute, whole or not at all. Source: specs, data_formats 1 to 3.
+Every scan becomes a folder with one .npy per attribute, whole or not at all.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Every video becomes one NPZ under the name of its source with a ragged list of [N, 3] float32 arrays, one a frame, as
 the published loaders read it: ``point_clouds`` in raw depth units for MSR-Action3D, ``data`` in depth / 65535 for NTU.
 Both cameras have focal length 280 and the picture's centre as principal point; pixels of depth 0 are left out. Axes are
-the camera's: x right, y down, z forward. Source: specs, pointata 7.1 and 7.2.
+the camera's: x right, y down, z forward. Source: the loaders of MeteorNet, PSTNet
+and P4Transformer.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 A thing (a random body with a hinged lid) is seen while ONE motion goes on. Classes 2k and 2k + 1 are the same motion
 forwards and backwards: the frames of ``clip(seed, 2k + 1)`` are exactly those of ``clip(seed, 2k)``, last first. So a
 model that is blind to order gets one of the two right and no more. Points are drawn anew in every frame, so none can
-be followed. Source: specs/pointata.md section 8; the choice of motions is ours.
+be followed. The choice of motions is ours.
 """
 
 from __future__ import annotations

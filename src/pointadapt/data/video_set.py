@@ -59,7 +59,7 @@ class VideoSet:
     color          video_segmentation: whether the head sees the colour of each point beside its coordinates
     up             the files' upward axis: x, y, z, -y or -z; the model sees y up
     normalize      "clip_sphere": the centroid of all frames of a clip to the origin, its farthest point to distance 1
-                   (inferred for PointATA: specs 7.0); "repo": as the published loaders, coordinates times ``scale``
+                   (inferred for PointATA); "repo": as the published loaders, coordinates times ``scale``
                    (less the stored centre of the clip's first frame, where frames have one)
     scale          repo: that factor (MSR-Action3D 1/300, NTU 100)
     short_video    a video of fewer frames than a clip: "pad_last" shows its last frame again, "drop" leaves it out,

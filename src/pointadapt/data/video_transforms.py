@@ -2,7 +2,7 @@
 
 As for objects a transform is ``(sample, rng) -> sample`` on a clip's packed points, with y up and the origin in their
 middle. Time is never reversed: "sit down" reversed is "stand up". Presets whose name ends in ``_released`` do what the
-published loaders really do, defects included (specs, pointata 7.3 and 7.5).
+published loaders really do, defects included.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ CLIPS, MEMORY = 512, 1 << 30
 #: Tokens of a clip that a step looks at; their mean stands for that of all.
 TOKENS = 256
 BATCH = 16
-#: Samples of each class in a step: clips, frames, tokens (specs, pointata 4.3).
+#: Samples of each class in a step: clips, frames, tokens (chosen here).
 PER_CLASS = {"action": 4, "action_segmentation": 16, "video_segmentation": 32}
 UNITS: dict[str, Unit] = {"action": "clip", "action_segmentation": "frame", "video_segmentation": "token"}
 

@@ -1,7 +1,8 @@
 """The small baselines: bottleneck adapters, BitFit, and the methods that train whole parts and add nothing.
 
 Houlsby et al. 2019 (arXiv 1902.00751); He et al. 2022 for the parallel form (arXiv 2110.04366); Ben Zaken et al.
-2022 for BitFit (arXiv 2106.10199). Counts on Sonata-base: specs/gem.md section 3, specs/pointtpa.md section 3.
+2022 for BitFit (arXiv 2106.10199). The tables of GEM (arXiv 2505.22444) and PointTPA (arXiv 2604.04933) compare
+with them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """AdaptFormer: a scaled bottleneck parallel to every feed-forward branch.
 
-Chen et al.: AdaptFormer. NeurIPS 2022, arXiv 2205.13535. On objects: specs/rivals.md section 2.6.
+Chen et al.: AdaptFormer. NeurIPS 2022, arXiv 2205.13535.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Adaptive Point-Prompt Tuning, arXiv 2509.00374 (code: wish254/APPT). A small point network makes the tokens; their
 maximum plus mean is the prompt, put in front of the points again before every frozen block. Clean by default; what the
-released classifier really does, and why not all of that is kept: specs/appt.md.
+released classifier does otherwise, and why not all of that is kept, is said at :class:`APPTConfig`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Hu et al. 2022 (arXiv 2106.09685), in the form that peft has for dense convolutions. As a matrix [out, k^3 in] the
 frozen weight gets an update of rank r, so it can be merged. GEM's table 9 compares with LoRA on a sparse U-Net and does
-not say how it was put there (specs/gem.md section 5.9).
+not say how it was put there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """DAPT: scaling behind every operation, an adapter whose strength depends on the token, prompts made of its output.
 
-Zhou et al.: Dynamic Adapter Meets Prompt Tuning. CVPR 2024, arXiv 2403.01439. Facts, and what the released code
-really does: specs/rivals.md section 2.3; the form for scenes is our reading of section 5.
+Zhou et al.: Dynamic Adapter Meets Prompt Tuning. CVPR 2024, arXiv 2403.01439. The form for scenes is our reading.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GAPrompt: learned points and a learned shift of the cloud, its shape as a vector, prompts and adapters that use it.
 
 Ai et al.: GAPrompt, Geometry-Aware Point Cloud Prompt for 3D Vision Model. ICML 2025, arXiv 2505.04119. Written
-from the description in specs/rivals.md section 2.9, in the clean form alone.
+from a description of the method, in the clean form alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GEM, the Geometry Encoding Mixer: spatial adapters beside the position encoding, context adapters beside attention.
 
 Tang, Chen, Tao: On Geometry-Enhanced Parameter-Efficient Fine-Tuning for 3D Scene Segmentation. NeurIPS 2025,
-arXiv 2505.22444. Facts and open points: specs/gem.md. Adapters are not mergeable: they always cost latency.
+arXiv 2505.22444. What the paper leaves open is an option here. Adapters are not mergeable: they always cost latency.
 """
 
 from __future__ import annotations

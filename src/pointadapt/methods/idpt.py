@@ -1,7 +1,6 @@
 """IDPT: a prompt generated from the tokens of the instance itself, put in before one of the last blocks.
 
 Zha et al.: Instance-aware Dynamic Prompt Tuning for Pre-trained Point Cloud Models. ICCV 2023, arXiv 2304.07221.
-Facts, and what the released code really does: specs/rivals.md section 2.2.
 """
 
 from __future__ import annotations

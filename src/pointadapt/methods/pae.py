@@ -1,6 +1,6 @@
 """PointATA's Point Align Embedder: tokens of a clip from the frozen tokenizer, motion and a correction added.
 
-Its layers are not published. Form and counts: specs/pointata.md 4.1, all of it inferred. Legend: R rows (anchor
+Its layers are not published. Form and counts are inferred. Legend: R rows (anchor
 frames of all clips), G anchors, K neighbours, D channels.
 """
 

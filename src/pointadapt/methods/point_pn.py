@@ -1,6 +1,6 @@
 """Point-PN, the small point network that makes APPT's tokens: Point-NN with trained layers.
 
-Zhang et al., CVPR 2023 (arXiv 2303.08134), as APPT configures it: specs/appt.md section 2.2. Written for CPUs: 1x1
+Zhang et al., CVPR 2023 (arXiv 2303.08134), as APPT configures it. Written for CPUs: 1x1
 convolutions are matrix products over rows, and the layer on [neighbour; centre] is applied to both before they are
 gathered.
 """

@@ -2,8 +2,8 @@
 
 arXiv 2602.23069. Known of it: two stages; a Point Align Embedder (PAE) trained against the optimal-transport distance
 of data sets; then a Point-Video Adapter (PVA: bottleneck with a depthwise-separable convolution) and a Spatial-Context
-Encoder (SCE) with shared parameters in frozen blocks. Everything else is inferred, and each choice is an option here:
-specs/pointata.md. Stage 1 itself is pointadapt/align.py.
+Encoder (SCE) with shared parameters in frozen blocks. Everything else is inferred, and each choice is an option here.
+Stage 1 itself is pointadapt/align.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Liang et al.: Parameter-Efficient Fine-Tuning in Spectral Domain for Point Cloud Learning. arXiv 2410.08114. Objects:
 one graph over all centres of a cloud and local graphs along a Morton curve; scenes (PTv3): local graphs along the
-block's own curve. Facts, and what the released code really does: specs/rivals.md sections 0, 2.5 and 4.
+block's own curve. Where the released code differs from the paper there is an option.
 """
 
 from __future__ import annotations

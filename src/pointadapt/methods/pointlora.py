@@ -1,7 +1,6 @@
 """PointLoRA: low-rank updates and shared MLPs in the attention, and tokens selected at two scales as prompts.
 
 Wang et al.: PointLoRA, Low-Rank Adaptation with Token Selection for Point Cloud Learning. CVPR 2025, arXiv 2504.16023.
-Facts, and what the released code really does: specs/rivals.md section 2.4.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Point-PEFT without its memory bank: prompts with places in space, neighbourhoods of groups, adapters, biases.
 
 Tang et al.: Point-PEFT, Parameter-Efficient Fine-Tuning for 3D Pre-trained Models. AAAI 2024, arXiv 2310.03059. Written
-from the description in specs/rivals.md section 2.8, in the clean form alone; what the released code does otherwise
+from a description of the method, in the clean form alone; what the released code does otherwise
 and why it is not done here is said at :class:`PointPEFTConfig`.
 """
 

@@ -2,7 +2,7 @@
 
 arXiv 2604.04933 (code: H-EmbodVis/PointTPA). In the last block of each stage the scene is cut into a fixed number of
 patches along the block's curve (SNG); a small gate looks at each patch's mean feature and mixes K projections
-(DPP). Facts, and what the released code really does: specs/pointtpa.md.
+(DPP). Checked against the released code.
 """
 
 from __future__ import annotations

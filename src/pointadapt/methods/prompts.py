@@ -1,7 +1,7 @@
 """Learned prompts that do not depend on the input: VPT has tokens in the sequence, prefix tuning keys and values.
 
-Jia et al.: Visual Prompt Tuning. ECCV 2022, arXiv 2203.12119; deep form for point clouds as in the IDPT repository
-(specs/rivals.md section 2.1). Li and Liang: Prefix-Tuning. ACL 2021, arXiv 2101.00190 (section 2.6).
+Jia et al.: Visual Prompt Tuning. ECCV 2022, arXiv 2203.12119; deep form for point clouds as in the IDPT repository.
+Li and Liang: Prefix-Tuning. ACL 2021, arXiv 2101.00190.
 """
 
 from __future__ import annotations

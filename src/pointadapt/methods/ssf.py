@@ -1,7 +1,6 @@
 """SSF: every channel behind every operation is scaled and shifted; nothing else is trained.
 
-Lian et al.: Scaling and Shifting Your Features. NeurIPS 2022, arXiv 2210.08823. DAPT calls the same TFTS
-(specs/rivals.md sections 2.3 and 2.6).
+Lian et al.: Scaling and Shifting Your Features. NeurIPS 2022, arXiv 2210.08823. DAPT calls the same TFTS.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ST-Adapter: a bottleneck with a depthwise convolution over time before every MLP; baseline for point videos.
 
-Pan et al., NeurIPS 2022, arXiv 2206.13559 (code: linziyi96/st-adapter; what it does: specs/pointata.md 5.1). Made for
+Pan et al., NeurIPS 2022, arXiv 2206.13559 (code: linziyi96/st-adapter). Made for
 the fixed grid of images' patches; groups of points have no such grid, hence the option ``follow``.
 """
 

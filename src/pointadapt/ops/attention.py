@@ -2,7 +2,8 @@
 
 A window is ``size`` consecutive points of one cloud in curve order. The last window of a cloud is filled up
 with the points just before it, so that as a set it is the cloud's last ``size`` points; every point's output
-is read from the window it belongs to (specs/backbones.md, facts 2 and 3).
+is read from the window it belongs to. So do the official networks with flash attention; without it their windows
+shrink to the smallest cloud of the batch.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def keep_still(model: nn.Module) -> None:
     """Put BatchNorm whose weights are all frozen into eval mode.
 
     Otherwise its running statistics drift during adaptation, are in no adapter file, and a reloaded adapter gives
-    other numbers (specs, peft_integration 4.1).
+    other numbers.
     """
     for module in model.modules():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)

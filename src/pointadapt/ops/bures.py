@@ -1,8 +1,7 @@
 """Squared Wasserstein distances between classes of features, each class a Gaussian, without D x D covariances.
 
 W2^2 = |m - m'|^2 + tr S + tr S' - 2 tr (S^1/2 S' S^1/2)^1/2. With centred samples A = (X - m) / sqrt(n) the last trace
-is the nuclear norm of A A'^T, an n x n' matrix: exact for singular covariances, finite gradients without a ridge
-(specs/pointata.md 3.2).
+is the nuclear norm of A A'^T, an n x n' matrix: exact for singular covariances, finite gradients without a ridge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Two rules choose among points. "clean" (the default) depends on the set of points alone, not on their order: it starts
 at the point farthest from the centroid. "released" is that of the CUDA operators in the published code: it starts at
-row 0, never picks points within 0.0316 of the origin, and breaks ties by the threads' reduction tree
-(specs, rivals 1.1).
+row 0, never picks points within 0.0316 of the origin, and breaks ties by the threads' reduction tree.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ def thread_order(points: int) -> Tensor:
     """[N] rows in the order in which the CUDA kernel prefers them among equals.
 
     A block has bs = min(512, 2^floor(log2 N)) threads, thread t sees rows t, t + bs, ...; a tree halves the threads,
-    so that the one with the smallest bit-reversed number wins (specs, rivals 1.1).
+    so that the one with the smallest bit-reversed number wins.
     """
     bits = min(9, points.bit_length() - 1)
     row = torch.arange(points)

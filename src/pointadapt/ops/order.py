@@ -1,6 +1,6 @@
 """Space-filling curves: z (Morton) and Hilbert codes of voxels, and the orders that sort points along them.
 
-Facts: specs/backbones.md section 2. ``z-trans`` and ``hilbert-trans`` swap x and y before encoding.
+As in PTv3's serialisation (arXiv 2312.10035). ``z-trans`` and ``hilbert-trans`` swap x and y before encoding.
 """
 
 from __future__ import annotations

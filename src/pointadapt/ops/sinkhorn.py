@@ -4,7 +4,7 @@ The entropic problem, with weights a = 1/n and b = 1/m,
 
     OT_eps(C) = min_pi <pi, C> + eps KL(pi | a b^T)    has the value    mean f + mean g
 
-at its optimal potentials f, g (specs/pointata.md 3.3; Feydy et al. 2019). It is solved in the log domain while eps
+at its optimal potentials f, g (Feydy et al. 2019). It is solved in the log domain while eps
 falls to its final value, then on the plan itself. Nothing here records gradients: by the envelope theorem <plan, C>
 with the plan held fixed has the value's gradient.
 """

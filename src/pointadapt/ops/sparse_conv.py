@@ -2,8 +2,8 @@
 
     out[p] = b + sum_k W[:, k0, k1, k2, :] x[p + (k0 - r, k1 - r, k2 - r)],  r = k // 2, same cloud only
 
-Cross-correlation, k-axes in the column order of grid_coord, weight layout [out, k, k, k, in] as in spconv 2
-(specs/backbones.md, quirk 6). Checkpoint keys therefore load without a transpose.
+Cross-correlation, k-axes in the column order of grid_coord, weight layout [out, k, k, k, in] as in spconv 2.
+Checkpoint keys therefore load without a transpose.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Action segmentation of point videos: one class for every frame; a temporal convolution network as head.
 
-Head and loss: specs/pointata.md 6.2, chosen there (the paper's are not published); the layers are MS-TCN's.
+Head and loss are chosen here, since PointATA's are not published; the layers are MS-TCN's.
 """
 
 from __future__ import annotations

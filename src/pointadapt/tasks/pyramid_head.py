@@ -1,6 +1,6 @@
 """The decoder of a frame pyramid: tokens of a transformer back to every point of every frame, level by level.
 
-P4Transformer's decoder (specs/pointata.md 6.3b): interpolation from the three nearest anchors, the level's own features
+P4Transformer's decoder (Fan et al., CVPR 2021): interpolation from the three nearest anchors, the level's own features
 beside it, two layers; and so on down to the points.
 """
 

@@ -1,6 +1,6 @@
 """Classification of point videos: what a head reads of every frame, its mean over time, cross-entropy.
 
-Heads and loss: specs/pointata.md 6.1, chosen there (the paper's are not published).
+Heads and loss are chosen here: PointATA's are not published.
 """
 
 from __future__ import annotations
