@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pointadapt.analysis.view import draw, panels
-from pointadapt.data.furniture import ROOM_CLASSES
+from pointadapt.data.furniture_item import ROOM_CLASSES
 from pointadapt.data.synthetic import room
 from pointadapt.data.synthetic_aerial import aerial
 

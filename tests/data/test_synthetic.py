@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pointadapt.data.furniture import KINDS, Item, build
+from pointadapt.data.furniture import KINDS, build
+from pointadapt.data.furniture_item import Item
 from pointadapt.data.raycast import BALL, BOX, CYLINDER, Sensor, Solid, scan, turn_of
 from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic import ROOM_CLASSES, room, write_rooms

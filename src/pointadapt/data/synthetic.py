@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pointadapt.data.furniture import CLUTTER, ROOM_CLASSES, Item, build
+from pointadapt.data.furniture import build
+from pointadapt.data.furniture_item import CLUTTER, ROOM_CLASSES, Item
 from pointadapt.data.raycast import BOX, Array, Returns, Sensor, Solid, scan, turn_of
 from pointadapt.files import write_bytes, write_text
 
