@@ -16,13 +16,15 @@ import yaml
 from moving import CLASSES, action_set, moving, write_actions, write_frame, write_npz, write_video
 from pointadapt import cli
 from pointadapt.analysis.timeline import bands, bins, draw_timeline, runs
+from pointadapt.backbones.weights import load_backbone
 from pointadapt.data.io import read_scan
 from pointadapt.data.video_set import VideoSet
 from pointadapt.domains import alignment
 from pointadapt.domains.domain import open_domain
 from pointadapt.domains.models import build_model, load_model
-from pointadapt.domains.video_outputs import write_ply
+from pointadapt.domains.video_outputs import video_jobs, write_ply
 from pointadapt.domains.videos import filled
+from pointadapt.errors import UserError
 from pointadapt.evaluate import evaluate
 from pointadapt.files import write_text
 from pointadapt.predict import predict
@@ -396,6 +398,8 @@ def test_semantic_segmentation(tmp_path, capsys):
         *(f"f_{i}.ply" for i in range(6)),
         "timeline.png",
     ]
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["miou_labelled"] == pytest.approx(found["miou"])  # both classes are in the test
     source, labelled = (read_scan(folder / "f_2.ply") for folder in (videos / "test" / "v0", out))
     assert np.array_equal(source.coord, labelled.coord)
     classes = read_scan(out / "f_2.ply", "class").label
@@ -423,6 +427,20 @@ def test_dense_frames_through_a_pyramid(tmp_path, capsys, monkeypatch):
     assert len(list(out.glob("f_*.ply"))) == 6 and set(read_scan(out / "f_2.ply", "class").label.tolist()) <= {3, 4}
     line = refused(capsys, "adapt", videos, "--out", tmp_path / "few", *flags(tmp_path, head="pyramid", points=99))
     assert "at least 128 points, not 99" in line
+
+
+def test_dense_frames_have_more_groups(tmp_path):
+    videos = write_point_classes(tmp_path / "videos", 400)
+    run = video_run(tmp_path, data=videos, points=320)
+    backbone = open_domain(run).task(load_backbone(run.backbone)).backbone
+    assert backbone.tokenizer.groups == backbone.config.groups == 10  # 320 / 32
+    for changes, groups in (
+        ({"points": 100}, 6),
+        ({"points": 320, "groups": 7}, 7),
+        ({"points": 320, "head": "slim"}, 6),
+    ):
+        domain = open_domain(video_run(tmp_path, data=videos, **changes))
+        assert build_model(domain).get_base_model().backbone.config.groups == groups
 
 
 def test_labelled_points_without_a_file_to_copy(tmp_path):
@@ -489,6 +507,24 @@ def test_bad_videos_to_predict(trained, tmp_path, capsys, kind):
     before = sorted(tmp_path.rglob("*"))
     assert named in refused(capsys, "predict", trained.folder, source)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_one_video_goes(trained, tmp_path):
+    dataset, source = open_domain(trained).dataset, tmp_path / "take.two"
+    shutil.copytree(trained.data / "test" / "left" / "v0", source)
+    (tmp_path / "there.csv").mkdir()
+    for out, ending, expected in (
+        (None, ".csv", "take.two_labelled.csv"),
+        (None, "", "take.two_labelled"),
+        ("a.csv", ".csv", "a.csv"),
+        ("a", ".csv", "a/take.two.csv"),
+        ("there.csv", ".csv", "there.csv/take.two.csv"),
+        ("a", "", "a"),
+    ):
+        ((_, target, _),) = video_jobs(dataset, source, tmp_path / out if out else None, False, ending)
+        assert target == tmp_path / expected
+    with pytest.raises(UserError, match="give --out a folder$"):
+        video_jobs(dataset, source, tmp_path / "a.ply", False, "")
 
 
 def test_bad_arguments(trained, tmp_path, capsys):

@@ -36,11 +36,13 @@ def video_jobs(
     if is_one:
         stem = source.absolute().name if source.is_dir() else source.stem
         beside = source.absolute().with_name(f"{stem}_labelled{ending}")
-        target = beside if out is None else out
-        if not ending:
-            as_folder(target)
-        elif target.suffix.lower() != ending or target.is_dir():
-            target = as_folder(target, ending) / f"{stem}{ending}"
+        if out is None:
+            target = beside
+        elif not ending:
+            target = as_folder(out)
+        else:
+            is_table = out.suffix.lower() == ending and not out.is_dir()
+            target = out if is_table else as_folder(out, ending) / f"{stem}{ending}"
         targets = [target]
     else:
         if out is not None and out.suffix.lower() == ending and ending:
