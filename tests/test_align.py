@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pointadapt.align import (
-    Align,
-    align,
-    align_model,
-    clip_tokens,
-    majority,
-    observe,
-    observe_pyramid,
-    place,
-    pyramid_of,
-    source_features,
-)
+from pointadapt.align import Align, align, align_model, clustered, source_features
+from pointadapt.align_samples import clip_tokens, majority, observe, observe_pyramid, place, pyramid_of
 from pointadapt.analysis.transport import Source, Transport, neighbour_accuracy
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
@@ -107,6 +97,21 @@ def test_the_classwise_objective_does_not_vanish_for_equal_sets():
     samples, own, *_ = toy()
     found = align(fresh(), samples, own, features, labels, Align("classwise", epochs=3, steps=5, source_batch=64))
     assert found.distance[-1] < found.distance[0]
+
+
+def test_clusters_in_place_of_labels():
+    """Found again where they are plain; the check of the classes goes on with the labels themselves."""
+    samples, labels, *source = toy()
+    found = clustered(samples.mean((1, 2)), 5, 0)
+    assert [len(np.unique(found[labels.numpy() == y])) for y in range(5)] == [1] * 5 and len(np.unique(found)) == 5
+    assert len(np.unique(clustered(torch.ones(6, 3), 4, 0))) == 1
+    short = dict(epochs=1, steps=2, subset=60, source_batch=64)
+    told = align(fresh(), samples, torch.arange(100), *source, Align(**short, clusters=5))
+    assert told.neighbours == (0, 0)  # every sample is a class of its own
+    own = align(fresh(), samples, labels, *source, Align(**short))
+    assert align(fresh(), samples, labels, *source, Align(**short, clusters=5)).neighbours == own.neighbours
+    with pytest.raises(UserError, match="clusters"):
+        Align(clusters=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"pae": "replace"}, {"train_pae": True}, {"stride": 2}], ids=str)

@@ -15,18 +15,19 @@ LAYER = {
     "backbones": 1, "methods": 1,
     "tasks": 2, "data": 2, "metrics": 2, "metrics_video": 2,
     "run": 3, "checkpoint": 3, "optim": 3, "domains": 3, "train": 3, "evaluate": 3, "predict": 3, "analysis": 3,
-    "align": 3,
-    "compare": 4, "demo": 4, "demo_video": 4, "cli_tools": 4, "cli": 5, "__main__": 6,
+    "align": 3, "align_samples": 3,
+    "compare": 4, "demo": 4, "demo_video": 4, "cli_tools": 4, "cli_init": 4, "cli_adapt": 4, "cli": 5, "__main__": 6,
 }  # fmt: skip
 #: Imports inside one layer; never both ways.
 SIDEWAYS = {
     ("point", "errors"), ("ops", "point"), ("ops", "tokens"), ("ops", "errors"), ("files", "errors"),
-    ("metrics_video", "metrics"), ("align", "analysis"),
-    ("domains", "run"), ("domains", "analysis"), ("domains", "align"),
+    ("metrics_video", "metrics"), ("align", "analysis"), ("align", "align_samples"), ("align_samples", "analysis"),
+    ("domains", "run"), ("domains", "analysis"), ("domains", "align"), ("domains", "align_samples"),
     ("train", "domains"), ("evaluate", "domains"), ("predict", "domains"),
     ("train", "run"), ("train", "checkpoint"), ("train", "optim"),
     ("checkpoint", "run"), ("evaluate", "run"), ("evaluate", "predict"), ("evaluate", "analysis"),
     ("predict", "run"), ("analysis", "run"), ("demo_video", "demo"),
+    ("cli_adapt", "cli_init"), ("cli_adapt", "cli_tools"),
 }  # fmt: skip
 
 

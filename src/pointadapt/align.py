@@ -19,19 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pointadapt.align_samples import (
+    Observed,
+    PyramidTokens,
+    Unit,
+    clip_tokens,
+    observe,
+    observe_pyramid,
+    place,
+    pyramid_of,
+)
 from pointadapt.analysis.distance import Features, shape_features
 from pointadapt.analysis.transport import Source, Transport, balanced, neighbour_accuracy
-from pointadapt.backbones.frame_pyramid import NEIGHBORS, anchors
 from pointadapt.data.object_set import UP
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
-from pointadapt.methods.core import AdapterLayer
-from pointadapt.methods.pointata import ClipTokens, new_pae
-from pointadapt.ops.frames import frames_in, take_clouds
-from pointadapt.ops.neighbors import nearest
-from pointadapt.point import Point, collate
-
-Unit = Literal["clip", "frame", "token"]
+from pointadapt.methods.pointata import new_pae
+from pointadapt.point import Point
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Align:
     epochs, steps AdamW for at most so many epochs of so many steps, a cosine from ``lr`` to ``last_lr``
     clip          largest norm of a step's gradient
     per_class     samples of each target class in a step
+    clusters      labels of the target: None, its own; a number: so many clusters of its features as they are at first,
+                  for dense tasks (ORCA's choice: 10)
     tokens        tokens of each sample that a step looks at, drawn at random; None: all. Reports always look at all
     source_batch  source samples in a step; a mini-batch's distance lies above the sets' own, the more the smaller it is
     subset        samples of source and target in the fixed subset that progress is reported on
@@ -58,6 +64,7 @@ class Align:
     weight_decay: float = 0.05
     clip: float = 1.0
     per_class: int = 4
+    clusters: int | None = None
     tokens: int | None = None
     source_batch: int = 256
     subset: int = 400
@@ -72,6 +79,8 @@ class Align:
         small = [name for name in ("epochs", "steps", "per_class", "patience") if getattr(self, name) < 1]
         if self.tokens is not None and self.tokens < 1:
             small.append("tokens")
+        if self.clusters is not None and self.clusters < 2:
+            small.append("clusters")
         if small or self.source_batch < 2 or self.subset < 2:
             raise UserError(f"Align.{(small or ['source_batch and subset'])[0]} is too small: see its docstring")
 
@@ -109,64 +118,6 @@ class Alignment:
         }
 
 
-class Observed:
-    """Samples [S, m, ...] that :func:`observe` gave, whose features are the means over a PAE's m tokens.
-
-    tokens  of each sample that a step looks at, drawn at random; None: all
-    """
-
-    def __init__(self, seen: Tensor, tokens: int | None = None) -> None:
-        self.seen, self.tokens = seen, tokens
-
-    def __len__(self) -> int:
-        return len(self.seen)
-
-    def draw(self, names: np.ndarray, count: int, seed: int) -> np.ndarray:
-        """Rows of a step's samples, class-balanced."""
-        return balanced(names, count, seed)
-
-    def features(self, pae: nn.Module, rows: Tensor, seed: int | None = None) -> Tensor:
-        """[r, D] of the samples ``rows``; with a ``seed``, of some of their tokens."""
-        if seed is not None and self.tokens is not None and self.tokens < self.seen.shape[1]:
-            drawn = np.random.default_rng(seed).permutation(self.seen.shape[1])[: self.tokens]
-            picked = self.seen[rows[:, None], torch.from_numpy(drawn)]
-        else:
-            picked = self.seen[rows]
-        return pae(picked.to(next(pae.parameters()).device, torch.float32)).mean(1)
-
-
-class PyramidTokens:
-    """Tokens of clips that a :class:`~pointadapt.backbones.frame_pyramid.FramePyramid` makes anew at every step.
-
-    clips   Points of one clip each;  place [S, 2]: each sample's clip and its place among that clip's tokens
-    at_once clips of a step, drawn at random (inferred): its samples come from these alone
-    """
-
-    def __init__(self, clips: list[Point], place: Tensor, at_once: int = 8) -> None:
-        self.clips, self.place, self.at_once = clips, place, at_once
-
-    def __len__(self) -> int:
-        return len(self.place)
-
-    def draw(self, names: np.ndarray, count: int, seed: int) -> np.ndarray:
-        chosen = np.random.default_rng(seed).permutation(np.unique(self.place[:, 0]))[: self.at_once]
-        rows = np.flatnonzero(np.isin(self.place[:, 0], chosen))
-        return rows[balanced(names[rows], count, seed)]
-
-    def features(self, pae: nn.Module, rows: Tensor, seed: int | None = None) -> Tensor:
-        clip, token = self.place[rows].unbind(1)
-        device, found = next(pae.parameters()).device, []
-        for run in clip.unique().split(self.at_once):
-            parts = [self.clips[c].to(device) for c in run.tolist()]
-            center = torch.cat([part.extra["anchors"] for part in parts])
-            whole = collate(parts).but(extra={"frames": parts[0].extra["frames"], "anchors": center})
-            made = pae(whole).extra["patches"].feat.unflatten(0, (len(run), -1)).flatten(1, 2)  # [clips, tokens, D]
-            here = torch.isin(clip, run)
-            found.append(made[torch.searchsorted(run, clip[here]).to(device), token[here].to(device)])
-        order = torch.cat([torch.isin(clip, run).nonzero()[:, 0] for run in clip.unique().split(self.at_once)])
-        return torch.cat(found)[order.argsort().to(device)]
-
-
 def align(
     pae: nn.Module,
     samples: Tensor | Observed | PyramidTokens,
@@ -188,23 +139,27 @@ def align(
     how = how or Align()
     begin = time.perf_counter()
     device = next(pae.parameters()).device
-    names = _array(labels)
+    true = _array(labels)
     if isinstance(samples, Tensor):
         samples = Observed(samples, how.tokens)
-    if len(names) != len(samples):
-        raise UserError(f"labels has {len(names)} entries for {len(samples)} samples")
+    if len(true) != len(samples):
+        raise UserError(f"labels has {len(true)} entries for {len(samples)} samples")
+
+    @torch.no_grad()
+    def seen(rows: Tensor) -> Tensor:
+        pae.eval()
+        return torch.cat([samples.features(pae, part) for part in rows.split(64)])
+
+    names = true
+    if how.clusters is not None:
+        names = clustered(seen(torch.arange(len(samples))), how.clusters, how.seed)
     classes = len(np.unique(names))
     features = torch.as_tensor(source_features).detach().to(device)
     whole = Source.of(features, source_labels, how.transport)
     fixed = whole.batch(how.subset, how.seed)
     shown = torch.from_numpy(balanced(names, how.subset, how.seed))
 
-    @torch.no_grad()
-    def seen() -> Tensor:
-        pae.eval()
-        return torch.cat([samples.features(pae, rows) for rows in shown.split(64)])
-
-    first = seen()
+    first = seen(shown)
     chosen = names[shown.numpy()]
     distance = [float(fixed.distance(first, chosen))]
     optimizer = torch.optim.AdamW(_groups(pae, how.weight_decay), lr=how.lr)
@@ -223,16 +178,35 @@ def align(
             nn.utils.clip_grad_norm_(pae.parameters(), how.clip)
             optimizer.step()
             schedule.step()
-        distance.append(float(fixed.distance(seen(), chosen)))
+        distance.append(float(fixed.distance(seen(shown), chosen)))
         if log is not None:
             log({"epoch": epoch + 1, "distance": distance[-1], "lr": schedule.get_last_lr()[0]})
         earlier = distance[-1 - how.patience] if len(distance) > how.patience else math.inf
         stopped = epoch + 1 < how.epochs and abs(distance[-1] - earlier) < how.tolerance * earlier < math.inf
         if stopped:
             break
-    near = (neighbour_accuracy(first, chosen), neighbour_accuracy(seen(), chosen))
+    classes_shown = true[shown.numpy()]
+    near = (neighbour_accuracy(first, classes_shown), neighbour_accuracy(seen(shown), classes_shown))
     state = {name: value.detach().cpu().clone() for name, value in pae.state_dict().items()}
     return Alignment(state, distance, near, stopped, time.perf_counter() - begin)
+
+
+def clustered(features: Tensor, count: int, seed: int, rounds: int = 50) -> np.ndarray:
+    """[S] numbers of the clusters of features [S, D] by k-means, started at samples far from each other (k-means++)."""
+    rng, x = np.random.default_rng(seed), features.double().cpu()
+    middles = x[rng.integers(len(x))][None]
+    while len(middles) < min(count, len(x)):
+        share = torch.cdist(x, middles).amin(1).square().numpy()
+        if not share.any():
+            break
+        middles = torch.cat([middles, x[rng.choice(len(x), p=share / share.sum())][None]])
+    found = torch.cdist(x, middles).argmin(1)
+    for _ in range(rounds):
+        middles = torch.stack([x[found == c].mean(0) if (found == c).any() else m for c, m in enumerate(middles)])
+        before, found = found, torch.cdist(x, middles).argmin(1)
+        if torch.equal(found, before):
+            break
+    return found.numpy()
 
 
 def align_model(
@@ -267,127 +241,6 @@ def align_model(
     found = align(pae, samples, labels, source_features, source_labels, how, log)
     place(model, found.state)
     return found
-
-
-def place(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put aligned weights into the active PointATA adapter, held or trained alike, or into the task's pyramid."""
-    pyramid = pyramid_of(model)
-    if pyramid is not None:
-        pyramid.load_state_dict(state)
-        return
-    adapter, _, _ = clip_tokens(model)
-    assert adapter.pae is not None
-    adapter.pae.load_state_dict(state)
-
-
-def clip_tokens(model: nn.Module) -> tuple[ClipTokens, nn.Module, Any]:
-    """The active adapter of a model's tokenizer, the frozen tokenizer and the method's config.
-
-    Raises UserError where there is no PointATA adapter with a PAE.
-    """
-    configs = getattr(model, "peft_config", {})
-    for layer in model.modules():
-        if isinstance(layer, AdapterLayer):
-            for name in layer.active_adapters:
-                adapter = layer.adapters._modules.get(name)
-                if isinstance(adapter, ClipTokens) and adapter.pae is not None:
-                    return adapter, layer.base_layer, configs[name]
-    raise UserError("there is nothing to align: adapt the model with PointATAConfig and a pae other than none")
-
-
-def pyramid_of(model: nn.Module) -> nn.Module | None:
-    """The trained pyramid that makes a model's tokens; None where its own tokenizer does."""
-    for module in model.modules():
-        found = module._modules.get("pyramid")
-        if found is not None:
-            copies = found._modules.get("modules_to_save")
-            return found if copies is None else copies[found.active_adapters[0]]  # type: ignore[index]
-    return None
-
-
-@torch.no_grad()
-def observe_pyramid(
-    model: nn.Module, clips: Iterable[tuple[Point, Tensor]], purity: float = 0.6
-) -> tuple[PyramidTokens, Tensor]:
-    """Clips, whose points have labels [N], as tokens with a label each: that of most points around its anchor, as for
-    unit "token" of :func:`observe`."""
-    pyramid: Any = pyramid_of(model)
-    assert pyramid is not None
-    kept: list[Point] = []
-    places, names = [], []
-    for point, label in clips:
-        count, size = frames_in(point, point.num_clouds), pyramid.sizes[-1]
-        center = anchors(point, pyramid.sizes[0])
-        found = majority(point, center[:, :size], NEIGHBORS, label.to(point.coord.device), purity)
-        for first in range(0, point.num_clouds, count):
-            own = found[first : first + count].flatten().cpu()
-            known = (own >= 0).nonzero()[:, 0]
-            places.append(torch.stack([torch.full_like(known, len(kept)), known], 1))
-            names.append(own[known])
-            rows = torch.arange(first, first + count, device=point.coord.device)
-            clip = take_clouds(point, rows).but(extra={"frames": count, "anchors": center[rows]})
-            kept.append(clip.to("cpu"))
-    if not sum(map(len, names)):
-        raise UserError("there are no labelled clips to align: check the training split")
-    return PyramidTokens(kept, torch.cat(places)), torch.cat(names)
-
-
-@torch.no_grad()
-def observe(
-    model: nn.Module, clips: Iterable[tuple[Point, Tensor]], unit: Unit = "clip", purity: float = 0.6
-) -> tuple[Tensor, Tensor]:
-    """What a PAE sees of clips, and the labels: [S, m, ...] float32 on the CPU, [S].
-
-    unit  "clip": labels [B] of actions, a sample is a clip (m = T' G tokens);
-          "frame": labels [B, T], a sample is a frame that has tokens (m = G);
-          "token": labels [N] of points, a sample is a token (m = 1) whose group has one label in at least ``purity`` of
-          its labelled points, and is labelled by half of them
-    Labels below 0 are left out. A clip takes 12 T' G D bytes with the residual PAE: give a few thousand at most.
-    """
-    adapter, base, _ = clip_tokens(model)
-    was_training = model.training
-    model.eval()
-    found, names = [], []
-    try:
-        for point, label in clips:
-            out, seen, _ = adapter.observe(base, point)
-            assert seen is not None
-            frames = frames_in(out, len(out))
-            label = label.to(seen.device)
-            if unit == "clip":
-                seen = seen.unflatten(0, (-1, frames)).flatten(1, 2)
-            elif unit == "frame":
-                label = label[:, :: adapter.stride].flatten()
-            else:
-                assert out.center is not None
-                label = majority(
-                    point, out.center, adapter.tokenizer[0].group_size, label, purity, adapter.stride
-                ).flatten()
-                seen = seen.flatten(0, 1)[:, None]
-            if len(label) != len(seen):
-                raise UserError(f"unit {unit!r} has {len(seen)} samples here, but there are {len(label)} labels")
-            kept = label >= 0
-            found.append(seen[kept].float().cpu())
-            names.append(label[kept].cpu())
-    finally:
-        model.train(was_training)
-    if not sum(len(part) for part in found):
-        raise UserError("there are no labelled clips to align: check the training split")
-    return torch.cat(found), torch.cat(names)
-
-
-def majority(point: Point, center: Tensor, size: int, label: Tensor, purity: float, stride: int = 1) -> Tensor:
-    """[R, G] the label [N] most of the ``size`` points around each center [R, G, 3] have, in every ``stride``-th cloud;
-    -1 where fewer than ``purity`` agree or half have none."""
-    rows, found = zip(point.coord.split(point.counts), label.split(point.counts), strict=True), []
-    seen = [pair for index, pair in enumerate(rows) if index % stride == 0]
-    for here, (coord, own) in zip(center, seen, strict=True):
-        near = own[nearest(here[None], coord[None], min(size, len(coord)))[0]]  # [G, K]
-        few = near.shape[1]
-        best = torch.where(near < 0, -2 - torch.arange(few, device=near.device), near).mode(1).values
-        known, agree = (near >= 0).sum(1), (near == best[:, None]).sum(1)
-        found.append(torch.where((2 * known >= few) & (agree >= purity * known) & (best >= 0), best, -1))
-    return torch.stack(found)
 
 
 def source_features(

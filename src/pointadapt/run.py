@@ -47,7 +47,9 @@ class Run:
     weights: Literal["default", "random"] = option("default", "random = no pretraining, as a control.")
     compat: Literal["clean", "official"] = option("clean", "official = with the known defects of the official code.")
     architecture: str | None = option(None, "Backbone name whose architecture a bare checkpoint file has.")
-    groups: int | None = option(None, "Groups a shape is cut into (published: 64; ScanObjectNN, parts 128).")
+    groups: int | None = option(
+        None, "Groups a shape or frame is cut into (published: 64; ScanObjectNN, parts 128; dense frames: points / 32)."
+    )
     decoder: bool = option(False, "Put the PTv3 decoder on an encoder-only backbone and train it with the head.")
     method: str = by_kind("method", "Adaptation method (pointadapt methods lists them and their options).")
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the method, by name."})

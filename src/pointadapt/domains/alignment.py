@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointadapt.align import Align, Unit, align_model, place, source_features
+from pointadapt.align import Align, align_model, source_features
+from pointadapt.align_samples import Unit, place
 from pointadapt.analysis.transport import balanced
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.domains.domain import Domain, from_first
@@ -73,7 +74,7 @@ def stage_one(model: Any, domain: Domain, config: Any, is_main: bool) -> tuple[d
     how = Align(
         objective=config.align_objective, epochs=config.align_epochs, steps=config.align_steps, seed=seed,
         source_batch=min(256, len(names)), subset=min(400, len(names)), tokens=TOKENS,
-        per_class=PER_CLASS[domain.kind.name],
+        per_class=PER_CLASS[domain.kind.name], clusters=config.align_clusters or None,
     )  # fmt: skip
 
     def log(line: dict[str, Any]) -> None:

@@ -91,6 +91,13 @@ class PointATAConfig(AdapterConfig):
     align_objective: Literal["full", "classwise"] = field(
         default="full", metadata={"help": "Distance of the whole sets, or ORCA's of each class (inferred: full)."}
     )
+    align_clusters: int = field(
+        default=0,
+        metadata={
+            "help": "Labels of Stage 1: the data's own (0, inferred), or so many clusters of their features, as ORCA "
+            "has for dense tasks (10)."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +105,7 @@ class PointATAConfig(AdapterConfig):
             raise UserError(f'align is {self.align!r}, but pae is "none": there is nothing to align')
         one_of("align_objective", self.align_objective, ("full", "classwise"))
         at_least(1, align_epochs=self.align_epochs, align_steps=self.align_steps)
+        at_least(0, align_clusters=self.align_clusters)
         one_of("pae", self.pae, ("residual", "replace", "none"))
         one_of("follow", self.follow, ("nearest", "slot"))
         one_of("sce", self.sce, ("knn", "global", "none"))
