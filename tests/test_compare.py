@@ -142,6 +142,8 @@ def test_compare_trains_resumes_and_reports(tmp_path, monkeypatch):
     assert "50pts of the labels" in page and "paired differences" in page and "<svg" in page
     table = (tmp_path / "out" / "compare.tex").read_text()
     assert r"\textbf" in table and table.count(r"\\") == 3
+    lines = (tmp_path / "out" / "compare.md").read_text().splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| linear |") and "**" in lines[2] + lines[3]
     assert not list((tmp_path / "out" / "runs").iterdir())
 
 

@@ -2,8 +2,8 @@
 
     python examples/rooms/run.py --out runs/rooms --threads 1        # again, in a second terminal, to share the work
 
-Writes the rooms, then two grids: OUT/methods and OUT/controls, each with compare.html, .csv and .tex. May be stopped
-and started again; finished runs are kept.
+Writes the rooms, then two grids: OUT/methods and OUT/controls, each with compare.html, .csv, .tex and .md. May be
+stopped and started again; finished runs are kept.
 """
 
 from __future__ import annotations

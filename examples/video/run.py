@@ -5,7 +5,7 @@
     python examples/video/run.py reversed --out runs/reversed
 
 May be stopped and started again, and started several times at once: finished runs are kept in --out, which holds
-compare.html, .csv and .tex in the end. All arms share tokens, head, recipe and clips; the last step counts.
+compare.html, .csv, .tex and .md in the end. All arms share tokens, head, recipe and clips; the last step counts.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from pointadapt.compare.arms import choose_arms
 from pointadapt.compare.cost import Cost, measure
 from pointadapt.compare.grid import Cell, Grid, check_shares, work
 from pointadapt.compare.page import write_compare_page
-from pointadapt.compare.tables import as_csv, as_latex, rows_of
+from pointadapt.compare.tables import as_csv, as_latex, as_markdown, rows_of
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
 from pointadapt.kinds import Kind
@@ -33,7 +33,7 @@ def compare(
     report_only: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Run or resume the grid of methods x labels x seeds, then write compare.html, .csv and .tex into ``out``.
+    """Run or resume the grid of methods x labels x seeds, then write compare.html, .csv, .tex and .md into ``out``.
 
     methods   names, name[option=value,...], random:name, or "all" = all that can work on the backbone
     labels    shares of the training items ("10%") or labelled points per scan ("200pts")
@@ -117,6 +117,7 @@ def write_outputs(grid: Grid) -> dict[str, Any]:
         write_compare_page(grid.out / "compare.html", grid, rows, dict(kind.scores), lead, [chosen, spent])
         write_text(grid.out / "compare.csv", as_csv(rows, list(kind.scores)))
         write_text(grid.out / "compare.tex", as_latex(grid, rows, kind.headline, kind.heading))
+        write_text(grid.out / "compare.md", as_markdown(grid, rows, kind.headline, kind.heading))
     return {"finished": done, "runs": len(finals), "rows": rows, "out": str(grid.out)}
 
 

@@ -1,4 +1,4 @@
-"""A finished (or unfinished) grid as numbers: one row per arm and share of labels, as CSV and as a LaTeX table."""
+"""A grid, finished or not, as numbers: a row per arm and share of labels; as CSV and as tables in LaTeX and markdown."""
 
 from __future__ import annotations
 
@@ -89,26 +89,58 @@ def both(mean: Mean) -> tuple[float, float | None]:
     return mean.mean, mean.sd
 
 
+def by_method(grid: Grid, rows: list[Row]) -> tuple[list[str], list[tuple[Arm, dict[str, Row]]]]:
+    """(shares of labels that have rows, for each arm its row at each share)."""
+    shares = [share for share in grid.labels if any(row.labels == share for row in rows)]
+    found = [(arm, {row.labels: row for row in rows if row.arm.name == arm.name}) for arm in grid.arms]
+    return shares, [(arm, mine) for arm, mine in found if mine]
+
+
+def best_means(rows: list[Row], key: str) -> dict[str, float]:
+    """Share of labels -> the highest mean."""
+    return {share: max(r.mean(key).mean for r in rows if r.labels == share) for share in {r.labels for r in rows}}
+
+
 def as_latex(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
     """A booktabs table: methods by rows, shares of labels by columns; the best mean of a column in bold."""
-    shares = [share for share in grid.labels if any(row.labels == share for row in rows)]
-    best = {share: max(row.mean(key).mean for row in rows if row.labels == share) for share in shares}
+    shares, methods = by_method(grid, rows)
+    best = best_means(rows, key)
     lines = [
         r"\begin{tabular}{lr" + "r" * len(shares) + "}",
         r"\toprule",
         " & ".join(["method", "trained", *(share.replace("%", r"\%") + f" {heading}" for share in shares)]) + r" \\",
         r"\midrule",
     ]
-    for arm in grid.arms:
-        mine = {row.labels: row for row in rows if row.arm.name == arm.name}
-        if not mine:
-            continue
+    for arm, mine in methods:
         cost = next(iter(mine.values())).cost
         cells = [escape(arm.name), f"{cost.parameters['trained']:,}".replace(",", r"\,") if cost else "--"]
         for share in shares:
             cells.append(figure(mine[share].mean(key), best[share]) if share in mine else "--")
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def as_markdown(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
+    """The same table for a README, with what a method costs; the best mean of a column in bold."""
+    shares, methods = by_method(grid, rows)
+    best = best_means(rows, key)
+    head = ["method", *(f"{heading}, {share}" if len(grid.labels) > 1 else heading for share in shares)]
+    head += ["trained", "without head", "adapter MB", "step, ms", "memory, MB"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for arm, mine in methods:
+        cells = [arm.name]
+        for share in shares:
+            mean = mine[share].mean(key) if share in mine else None
+            text = "–" if mean is None else f"{mean.mean:.1f}" + ("" if mean.sd is None else f" ± {mean.sd:.1f}")
+            cells.append(f"**{text}**" if mean is not None and mean.mean == best[share] else text)
+        cost = next(iter(mine.values())).cost
+        spent = ["–"] * 5
+        if cost:
+            counts = [f"{cost.parameters[name]:,}" for name in ("trained", "trained_without_head")]
+            spent = [*counts, f"{cost.adapter_size / 1e6:.2f}", f"{1e3 * cost.train_seconds:.0f}"]
+            spent.append(f"{cost.train_memory / 1e6:.0f}")
+        lines.append([*cells, *spent])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def figure(mean: Mean, best: float) -> str:
