@@ -1,4 +1,4 @@
-"""A grid, finished or not, as numbers: a row per arm and share of labels; as CSV and as tables in LaTeX and markdown."""
+"""A grid, finished or not, as numbers: a row per arm and share of labels, as CSV, LaTeX and markdown."""
 
 from __future__ import annotations
 
