@@ -22,12 +22,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", default="examples/objects/methods")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-only", action="store_true")
     asked = parser.parse_args()
     compare(
         asked.data, asked.out, ARMS, seeds=3, labels=("5%", "20%", "100%"), factors=(1.0, 3.0),
         report_only=asked.report_only, backbone="nano-mae", steps=asked.steps, eval_every=asked.steps,
+        lr=1e-3, head_lr=1e-3,
         precision="bf16", threads=asked.threads,
     )  # fmt: skip
