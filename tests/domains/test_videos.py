@@ -415,7 +415,9 @@ def test_dense_frames_through_a_pyramid(tmp_path, capsys, monkeypatch):
     stage = {"method.align": "procedural", "method.align-epochs": 1, "method.align-steps": 2, "method.rank": 4}
     told = flags(tmp_path, head="slim", points=144, **stage)
     assert cli.main(["adapt", str(videos), "--out", str(run), *told]) == 0
-    assert "mIoU" in capsys.readouterr().out and json.loads((run / "align.json").read_text())["epochs"] == 1
+    said = capsys.readouterr()
+    assert "mIoU" in said.out and "5-NN accuracy from" in said.err
+    assert json.loads((run / "align.json").read_text())["epochs"] == 1
     model = load_model(open_domain(Run.load(run)))
     pyramid = model.get_base_model().backbone.pyramid
     assert pyramid.sizes == (36, 9, 2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pointadapt.backbones.recon import ReCon
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt, load_adapted
+from pointadapt.methods.core import options as options_of
 from pointadapt.methods.pae import OFFSETS, PAE, tube_of
 from pointadapt.methods.pointata import PVA, SCE, ClipTokens, PointATAConfig
 from pointadapt.ops.frames import anchor_frames, neighbour_rows, take_clouds, tracks
@@ -411,3 +413,13 @@ def test_where_a_clip_is_and_how_large_does_not_matter(tmp_path):
         (clip,) = VideoItems(videos, "test", train=False)
         found.append(logits(stirred(adapted()), collate_videos([clip])["point"]))
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_the_page_names_every_inferred_option_and_every_count():
+    page = (Path(__file__).parents[2] / "docs" / "pointata.md").read_text()
+    inferred = [f.name for f in options_of(PointATAConfig) if "(inferred" in f.metadata["help"]]
+    assert len(inferred) > 12 and not [name for name in inferred if f"`{name}`" not in page]
+    model = official(PointATAConfig())
+    found = model.peft_config["default"].counts(model, "default")
+    for count in (found["stage 1"], found["adapters"], found["head"], 478_080, 2_688, 24_960, 494_592):
+        assert f"{count:,}" in page
