@@ -26,7 +26,7 @@ class PyramidHead(VideoHead):
     """Tokens [R, G, D] and the pyramid's levels -> logits [N, classes].
 
     levels  widths of the levels, finest first; points bring 3 channels (colours, or coordinates)
-    594,840 parameters on Point-MAE with 12 classes (pyramid), 201,164 (slim).
+    594,828 parameters on Point-MAE with 12 classes (pyramid), 201,164 (slim).
     """
 
     def __init__(
