@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pointadapt.ops.attention import window_attention, windows
+from pointadapt.ops.attention import attend, quick_attention, window_attention, windows
 from pointadapt.ops.order import curve_order
 from pointadapt.point import collate
 from scenes import cloud
@@ -89,3 +90,40 @@ def test_bias_is_added_to_the_logits():
 
     mine = window_attention(qkv, 2, where, bias=only_self)
     torch.testing.assert_close(mine, qkv[:, 16:], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_bfloat16_with_a_gradient_is_computed_in_float32(prompted):
+    """Where the fused kernel is slow; the results keep their dtype and are as near as bfloat16 gets."""
+    torch.manual_seed(0)
+    shape = (2, 3, 20, 8)
+    parts = [torch.randn(shape).bfloat16().requires_grad_() for _ in range(3)]
+    mask = torch.zeros(20, 20).masked_fill(torch.rand(20, 20) < 0.3, -1e9) if prompted else None
+    exact = [p.detach().double().requires_grad_() for p in parts]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(*parts, mask=mask)
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=None if mask is None else mask.double())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
+    wanted = torch.randn(shape)
+    out.backward(wanted.bfloat16())
+    expected.backward(wanted.bfloat16().double())
+    for part, other in zip(parts, exact, strict=True):
+        assert part.grad is not None and part.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(part.grad.double(), other.grad, rtol=3e-2, atol=3e-2)
+
+
+def test_modules_of_others_are_kept_from_the_slow_kernel():
+    """quick_attention acts in half precision with a gradient alone."""
+    feat = torch.randn(2, 4, 8)
+    seen = []
+
+    def used(feat):
+        with quick_attention(feat):
+            seen.append(torch.backends.cuda.flash_sdp_enabled())
+
+    used(feat.requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        used(feat)
+        used(feat.detach())
+    assert seen == [True, False, True]
