@@ -16,7 +16,9 @@ from pointadapt.compare.arms import Arm, choose_arms
 from pointadapt.compare.compare import compare, train_and_score
 from pointadapt.compare.grid import CLAIM, Cell, Grid, claimed, take, work
 from pointadapt.compare.stats import paired
+from pointadapt.domains.domain import open_domain
 from pointadapt.errors import UserError
+from tiny_objects import object_run
 from tiny_runs import tiny_run, write_backbone, write_scans
 
 
@@ -157,3 +159,23 @@ def test_compare_says_what_is_missing(tmp_path):
         compare(tmp_path / "no-test", tmp_path / "out", ["linear"], backbone=run.backbone)
     with pytest.raises(UserError, match="labels is 'some'"):
         compare(tmp_path / "scans", tmp_path / "out", ["linear"], labels=["some"], backbone=run.backbone)
+
+
+def test_shapes_without_a_val_split_have_a_share_held_out_for_the_trials(tmp_path, monkeypatch):
+    run = object_run(tmp_path)
+    seen = {}
+    monkeypatch.setattr(module, "write_outputs", lambda grid: {})
+
+    def looked_at(grid, do):
+        for cell in grid.cells():
+            asked = grid.run_of(cell, 1.0)
+            asked.select = "val" if cell.is_trial else asked.select  # as train_and_score does
+            dataset = open_domain(asked).dataset
+            seen.setdefault(cell.is_trial, (len(dataset.items("train")), len(dataset.items("val"))))
+
+    monkeypatch.setattr(module, "work", looked_at)
+    compare(run.data, tmp_path / "out", ["linear"], seeds=1, backbone=run.backbone)
+    trained, held = seen[True]
+    assert held > 0 and seen[False] == (trained + held, 0)
+    with pytest.raises(UserError, match="no validation data"):
+        compare(run.data, tmp_path / "none", ["linear"], backbone=run.backbone, val_share=0.0)

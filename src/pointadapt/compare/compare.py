@@ -54,8 +54,8 @@ def compare(
         raise UserError(
             f"{probe.dataset.file} lists no test split: a comparison needs shapes or scans that chose nothing"
         )
-    validates = bool(probe.dataset.paths("val"))
-    if len(factors) > 1 and not validates:
+    trial = open_domain(Run(**{**settings, "select": "val"}))  # holds out a share where no val split is listed
+    if len(factors) > 1 and not trial.dataset.paths("val"):
         raise UserError(f"{probe.dataset.file} has no validation data to choose learning rates on: list a val split, "
                         "or give one factor with --factors 1")  # fmt: skip
     arms, refused = choose_arms(methods, build_task(probe).backbone)
@@ -89,7 +89,7 @@ def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
 
 
 def write_outputs(grid: Grid) -> dict[str, Any]:
-    """Measure what the arms cost (once), then write the page and both tables from the cells that are finished."""
+    """Measure what the arms cost (once), then write the page and the tables from the cells that are finished."""
     kind: Kind = Run(**grid.settings).of_kind
     costs = costs_of(grid)
     rows = rows_of(grid, costs)
