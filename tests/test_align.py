@@ -214,6 +214,7 @@ def test_stage_one_of_a_pyramid():
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(".pyramid.modules_to_save.default." in k for k in changed)
     assert all(torch.equal(pyramid_of(model).state_dict()[k], v) for k, v in told.state.items())
+    assert all(p.grad is None for p in model.parameters())  # none is left for the first step of training
     place(
         model, {k.partition(".default.")[2]: v for k, v in before.items() if ".pyramid.modules_to_save.default." in k}
     )

@@ -185,6 +185,7 @@ def align(
         stopped = epoch + 1 < how.epochs and abs(distance[-1] - earlier) < how.tolerance * earlier < math.inf
         if stopped:
             break
+    optimizer.zero_grad(set_to_none=True)  # a pyramid is trained on: the first step must not add these to its own
     classes_shown = true[shown.numpy()]
     near = (neighbour_accuracy(first, classes_shown), neighbour_accuracy(seen(shown), classes_shown))
     state = {name: value.detach().cpu().clone() for name, value in pae.state_dict().items()}

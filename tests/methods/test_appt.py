@@ -347,12 +347,13 @@ def test_controls():
     nn.init.normal_(backbone_of(alone).entry.base_layer.norm.weight)
     other = settled(layers=0)
     assert torch.equal(logits(alone, clouds()), logits(other, clouds()))  # nothing frozen takes part
-    held = tiny(train_tokens=False)
-    before = {n: b.clone() for n, b in held.named_buffers() if "tokenizer" in n}
-    assert not any("tokenizer" in n for n, p in held.named_parameters())
-    train(held, 3)
-    after = dict(held.named_buffers())
-    assert before and all(torch.equal(after[n], b) for n, b in before.items())
+    for match in ("layer", "batch"):
+        held = tiny(train_tokens=False, match=match)
+        before = {n: b.clone() for n, b in held.named_buffers() if "tokenizer" in n}
+        assert not any("tokenizer" in n for n, p in held.named_parameters())
+        train(held, 3)
+        after = dict(held.named_buffers())
+        assert before and all(torch.equal(after[n], b) for n, b in before.items())
 
 
 def test_match():

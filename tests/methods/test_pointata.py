@@ -398,7 +398,8 @@ def test_refusals():
         VideoClassification(PTv3(small), 4)
     with pytest.raises(UserError, match="it needs a tokenizer"):
         adapt(pa.Segmentation(PTv3(small), 4), PointATAConfig())
-    for options in ({"pae": "big"}, {"kernel": 2}, {"stride": 3}, {"rank": 0}, {"sce": "all"}, {"follow": "me"}):
+    named = ({"pae": "big"}, {"sce": "all"}, {"follow": "me"})
+    for options in (*named, {"kernel": 2}, {"stride": 3}, {"rank": 0}, {"align_clusters": 1}):
         with pytest.raises(UserError):
             PointATAConfig(**options)
 

@@ -71,6 +71,9 @@ def test_frames_of_unequal_size():
     torch.testing.assert_close(uneven[1], even[1], atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="a frame of 100 points has no 128 anchors"):
         logits(model, packed([first, second[:100]], 2))
+    third[7, 1] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinite"):
+        logits(model, packed([first, second, third], 3))
 
 
 def test_a_level_is_the_maximum_over_neighbours_and_frames():

@@ -19,7 +19,7 @@ from pointadapt.errors import UserError
 from pointadapt.ops.batchnorm import RowNorm
 from pointadapt.ops.frames import frames_in, neighbour_rows
 from pointadapt.ops.frozen import no_graph
-from pointadapt.ops.neighbors import clouds_of, farthest_points, gather, lexicographic, nearest
+from pointadapt.ops.neighbors import check_finite, clouds_of, farthest_points, gather, lexicographic, nearest
 from pointadapt.point import Point
 
 #: Points per anchor of the levels: 16,384 points, 4,096, 1,024, 256 and 128 anchors.
@@ -161,7 +161,11 @@ def row_layer(channels: int, width: int) -> nn.Sequential:
 
 @torch.no_grad()
 def anchors(point: Point, count: int) -> Tensor:
-    """[R, count, 3] farthest points of every frame, whatever the order of its points. Raises UserError for too few."""
+    """[R, count, 3] farthest points of every frame, whatever the order of its points.
+
+    Raises UserError for too few, and for NaN or infinite coordinates.
+    """
+    check_finite(point)
     few = min(point.counts)
     if few < count:
         raise UserError(f"a frame of {few} points has no {count} anchors: give every frame at least {count} points")

@@ -88,7 +88,6 @@ def stage_one(model: Any, domain: Domain, config: Any, is_main: bool) -> tuple[d
         from safetensors.torch import save
 
         print(in_words(told), file=sys.stderr)
-
         write_text(out / LOG, json.dumps(told, indent=2) + "\n")
         write_bytes(out / WEIGHTS, save({name: value.contiguous() for name, value in found.state.items()}))
     return found.state, told

@@ -105,7 +105,8 @@ class PointATAConfig(AdapterConfig):
             raise UserError(f'align is {self.align!r}, but pae is "none": there is nothing to align')
         one_of("align_objective", self.align_objective, ("full", "classwise"))
         at_least(1, align_epochs=self.align_epochs, align_steps=self.align_steps)
-        at_least(0, align_clusters=self.align_clusters)
+        if self.align_clusters < 0 or self.align_clusters == 1:
+            raise UserError(f"align_clusters is 0 (the data's own labels) or at least 2, not {self.align_clusters}")
         one_of("pae", self.pae, ("residual", "replace", "none"))
         one_of("follow", self.follow, ("nearest", "slot"))
         one_of("sce", self.sce, ("knn", "global", "none"))

@@ -51,8 +51,7 @@ def group(point: Point, groups: int, size: int, rule: Rule = "clean") -> Groups:
     """
 
     def make() -> Groups:
-        if not bool(point.coord.isfinite().all()):
-            raise UserError("Point.coord holds NaN or infinite values, which have no neighbours: remove these points")
+        check_finite(point)
         few = min(point.counts)
         if few < max(groups, size):
             raise UserError(
@@ -63,6 +62,12 @@ def group(point: Point, groups: int, size: int, rule: Rule = "clean") -> Groups:
         return Groups(*(torch.cat([getattr(f, name) for f in found]) for name in ("center", "coord", "index")))
 
     return point.remember(("groups", groups, size, rule), make)
+
+
+def check_finite(point: Point) -> None:
+    """Raises UserError for NaN or infinite coordinates."""
+    if not bool(point.coord.isfinite().all()):
+        raise UserError("Point.coord holds NaN or infinite values, which have no neighbours: remove these points")
 
 
 def group_stack(coord: Tensor, groups: int, size: int, rule: Rule = "clean") -> Groups:
@@ -146,7 +151,7 @@ def thread_order(points: int) -> Tensor:
 def nearest(query: Tensor, coord: Tensor, count: int) -> Tensor:
     """[B, Q, count] rows of coord [B, N, 3] nearest to query [B, Q, 3], nearest first; exact differences in its dtype.
 
-    Raises ValueError for coordinates that are no numbers.
+    Coordinates must be finite (:func:`check_finite`): SciPy refuses others with a ValueError, comparing does not.
     """
     points = coord.shape[1]
     if coord.device.type == "cpu" and points >= max(256, 4 * count) and not torch.compiler.is_compiling():

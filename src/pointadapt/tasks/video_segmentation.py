@@ -74,6 +74,11 @@ class VideoSegmentation(VideoTask):
         wide, count = backbone.out_channels, len(self.classes)
         self.head = PyramidHead(wide, pyramid.widths, head, count, fingerprint, dropout)
 
+    def widen(self, reach: int, stride: int) -> None:
+        if stride != 1:
+            raise UserError("segmentation needs tokens in every frame: use the method with stride 1")
+        super().widen(reach, stride)
+
     def read_from(self, parts: Sequence[str]) -> None:
         """Build a new head that reads these. Raises UserError when an adapter has trained another head already, and for
         a pyramid, which reads the groups alone."""
