@@ -15,6 +15,7 @@ from pointadapt.compare import compare as module
 from pointadapt.compare.arms import Arm, choose_arms
 from pointadapt.compare.compare import compare, train_and_score
 from pointadapt.compare.grid import CLAIM, Cell, Grid, claimed, take, work
+from pointadapt.compare.page import decades
 from pointadapt.compare.stats import paired
 from pointadapt.domains.domain import open_domain
 from pointadapt.errors import UserError
@@ -147,6 +148,19 @@ def test_compare_trains_resumes_and_reports(tmp_path, monkeypatch):
     lines = (tmp_path / "out" / "compare.md").read_text().splitlines()
     assert len(lines) == 4 and lines[2].startswith("| linear |") and "**" in lines[2] + lines[3]
     assert not list((tmp_path / "out" / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (900, 2e6, [1e3, 1e4, 1e5, 1e6]),
+        (9e3, 3e5, [1e4, 2e4, 5e4, 1e5, 2e5]),
+        (126, 195, [150, 175]),
+        (129, 136, [130, 132.5, 135]),
+    ],
+)
+def test_a_chart_has_ticks_however_close_its_costs_are(low, high, expected):
+    assert decades(math.log10(low), math.log10(high)) == pytest.approx(expected)
 
 
 def test_compare_says_what_is_missing(tmp_path):

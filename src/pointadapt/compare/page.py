@@ -155,12 +155,15 @@ def scatter(rows: Sequence[Row], key: str, heading: str, axis: str, value: Any) 
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Ticks between 10^low and 10^high: powers of ten, with 2 and 5 times them where there are fewer than three."""
+    """Ticks between 10^low and 10^high: powers of ten, with 2 and 5 times them where there are fewer than three, and
+    even steps where those are fewer than two."""
+    found: list[float] = []
     for factors in ((1,), (1, 2, 5)):
-        found = [f * 10.0**p for p in range(math.floor(low), math.ceil(high)) for f in factors]
-        found = [tick for tick in found if low <= math.log10(tick) <= high]
-        if len(found) >= 3:
-            break
+        if len(found) < 3:
+            found = [f * 10.0**p for p in range(math.floor(low), math.ceil(high)) for f in factors]
+            found = [tick for tick in found if low <= math.log10(tick) <= high]
+    if len(found) < 2:
+        found = [tick for tick in ticks(10**low, 10**high, 4) if 10**low <= tick <= 10**high]
     return found
 
 
