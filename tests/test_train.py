@@ -274,7 +274,7 @@ def test_two_processes(tmp_path):
     write_scans(two.data, val=3)
     script = tmp_path / "script.py"
     script.write_text(PROCESSES.format(path=[str(HERE), str(HERE.parent / "src")], folder=str(tmp_path / "two")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

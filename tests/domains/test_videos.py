@@ -292,7 +292,7 @@ def test_stage_one_of_two_processes(tmp_path):
     tests = Path(__file__).parent.parent
     script = tmp_path / "script.py"
     script.write_text(PROCESSES.format(path=[str(tests), str(tests.parent / "src")], folder=str(tmp_path)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
