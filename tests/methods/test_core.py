@@ -167,6 +167,11 @@ def test_a_truncated_adapter_file_is_an_error(tmp_path):
     save_file({**state, "base_model.model.backbone.gem_adapter.more": state[gone].clone()}, file)
     with pytest.raises(UserError, match="1 unknown"):
         load_adapted(tiny(), tmp_path)
+    for damaged in (tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"):
+        damaged.write_bytes(damaged.read_bytes()[:20])
+        with pytest.raises(UserError, match="is damaged"):
+            load_adapted(tiny(), tmp_path)
+        save_file(state, file)
 
 
 def test_adapter_of_another_method_or_size_is_an_error(tmp_path):

@@ -16,6 +16,7 @@ How peft carries them is in tuner.py. These two files and from_peft.py alone kno
 from __future__ import annotations
 
 import copy
+import json
 import os
 import sys
 import warnings
@@ -26,7 +27,7 @@ from typing import Any, ClassVar, Literal
 import peft
 from peft import PeftConfig, PeftModel, PeftType
 from peft.utils import register_peft_method
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pointadapt.errors import UserError
@@ -277,13 +278,16 @@ def load_adapted(
 ) -> PeftModel:
     """``PeftModel.from_pretrained`` on a plain model, with this package's methods known to peft.
 
-    Raises UserError when the folder holds no adapter, or one of another backbone or class list.
+    Raises UserError when the folder holds no adapter, a damaged one, or one of another backbone or class list.
     """
     for name in ("adapter_config.json", WEIGHTS):
         if not os.path.isfile(os.path.join(folder, name)):
             raise UserError(f"{folder} holds no adapter: {name} is missing; give the folder that save_pretrained wrote")
-    check_backbone(model, folder)
-    adapted = Adapted.from_pretrained(model, os.fspath(folder), adapter_name=adapter_name, is_trainable=trainable)
+    try:
+        check_backbone(model, folder)
+        adapted = Adapted.from_pretrained(model, os.fspath(folder), adapter_name=adapter_name, is_trainable=trainable)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} is damaged ({error}): use another checkpoint, or train again") from error
     adapted.peft_config[adapter_name].base_model_name_or_path = None  # see Recorded
     keep_still(adapted)
     return adapted
