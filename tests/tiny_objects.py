@@ -129,3 +129,17 @@ def write_parts(folder: Path, train: int = 6, test: int = 2) -> Path:
         "transform: parts\nsplits:\n  train: [train]\n  test: [test]\n"
     )
     return folder
+
+
+def flags(folder: Path, config: PointViTConfig = CONFIG, **more: object) -> list[str]:
+    """Flags of a very short run with the tiny backbone."""
+    write_backbone(folder / "tiny.safetensors", config=config)
+    given = {
+        "backbone": folder / "tiny.safetensors",
+        "steps": 2,
+        "eval_every": 1,
+        "batch_size": 4,
+        "threads": 1,
+        **more,
+    }
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]

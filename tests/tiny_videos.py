@@ -15,6 +15,7 @@ CONFIG = PointViTConfig(
 
 
 write_backbone = partial(tiny_objects.write_backbone, config=CONFIG)
+flags = partial(tiny_objects.flags, config=CONFIG)
 
 
 def video_run(folder: Path, **changes: Any) -> Run:

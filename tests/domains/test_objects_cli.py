@@ -8,21 +8,7 @@ import pytest
 
 from pointadapt import cli
 from pointadapt.run import Run
-from tiny_objects import shape, write_backbone, write_parts, write_shape, write_shapes
-
-
-def flags(folder: Path, **more: object) -> list[str]:
-    """Flags of a very short run with the tiny backbone."""
-    write_backbone(folder / "tiny.safetensors")
-    given = {
-        "backbone": folder / "tiny.safetensors",
-        "steps": 2,
-        "eval_every": 1,
-        "batch_size": 4,
-        "threads": 1,
-        **more,
-    }
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+from tiny_objects import flags, shape, write_parts, write_shape, write_shapes
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from pointadapt.files import write_text
 from pointadapt.predict import predict
 from pointadapt.run import Run
 from pointadapt.train import train
-from tiny_videos import video_run, write_backbone
+from tiny_videos import flags, video_run
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,6 @@ def trained(tmp_path_factory):
     run = video_run(tmp_path_factory.mktemp("trained"), steps=2, eval_every=2)
     train(run)
     return run
-
-
-def flags(folder: Path, **more: object) -> list[str]:
-    write_backbone(folder / "tiny.safetensors")
-    given = {
-        "backbone": folder / "tiny.safetensors",
-        "steps": 2,
-        "eval_every": 1,
-        "batch_size": 4,
-        "threads": 1,
-        **more,
-    }
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def table(file: Path) -> list[dict[str, str]]:

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pointadapt.data.benchmarks import MODEL_VOXEL, Benchmark
+from pointadapt.data.layout import flow
 from pointadapt.data.scans import DataSet
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
@@ -80,12 +79,6 @@ def describe(dataset: DataSet, title: str) -> str:
     lines += ["# Scans, folders of scans, or lists of scans (.txt, .json).", "splits:"]
     lines += [f"  {split}: {flow(list(entries))}" for split, entries in dataset.splits.items()]
     return "\n".join(lines) + "\n"
-
-
-def flow(value: Any) -> str:
-    return yaml.safe_dump(
-        value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
-    ).splitlines()[0]
 
 
 def line(key: str, value: Any) -> str:
