@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pointadapt.backbones.weights import load_backbone
+from pointadapt.cli import main
 from pointadapt.compare import compare as module
 from pointadapt.compare.arms import Arm, choose_arms
 from pointadapt.compare.compare import compare, train_and_score
@@ -173,6 +174,21 @@ def test_compare_says_what_is_missing(tmp_path):
         compare(tmp_path / "no-test", tmp_path / "out", ["linear"], backbone=run.backbone)
     with pytest.raises(UserError, match="labels is 'some'"):
         compare(tmp_path / "scans", tmp_path / "out", ["linear"], labels=["some"], backbone=run.backbone)
+
+
+@pytest.mark.parametrize("data", [["rooms"], ["--data", "rooms"], ["--data=rooms"]])
+def test_the_command_takes_data_by_place_and_by_name_and_the_recipe_s_rates(data, monkeypatch):
+    asked = {}
+
+    def noted(folder, out, methods, *more, **settings):
+        asked.update(settings, data=str(folder), methods=methods)
+        return {"finished": 0, "runs": 0}
+
+    monkeypatch.setattr(module, "compare", noted)
+    flags = ["--backbone", "nano", "--methods", "gem[rank=8,share=qk],linear", "--lr", "1e-3", "--precision", "bf16"]
+    assert main(["compare", *data, *flags]) == 0
+    assert {**asked, "data": "rooms"} == asked and asked["methods"] == ["gem[rank=8,share=qk]", "linear"]
+    assert (asked["lr"], asked["precision"]) == (1e-3, "bf16") and "head_lr" not in asked
 
 
 def test_shapes_without_a_val_split_have_a_share_held_out_for_the_trials(tmp_path, monkeypatch):

@@ -54,6 +54,7 @@ def fail(text: str) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The command asked for, as one of the classes below. Exits by itself for --help and for wrong flags."""
+    arguments = [a.removeprefix("--data=") for a in arguments if a != "--data"]  # --data DATA is DATA
     commands: dict[str, Any] = {
         "init": Init,
         "adapt": adapt_command(arguments),
@@ -209,6 +210,10 @@ class Compare:
     batch_size: int | None = option(None, "Crops or shapes per step. Default: the kind of data's own.")
     points: int | None = option(None, "Most voxels of a crop, or points of a shape. Default: the kind of data's own.")
     head: Literal["mlp3", "mlp2", "mlp", "linear"] | None = option(None, "Head of a classifier; of videos mlp, linear.")
+    lr: float | None = option(None, "The recipe's learning rate of the adapter. Default: the kind of data's own.")
+    head_lr: float | None = option(None, "That of the head.")
+    backbone_lr: float | None = option(None, "That of pretrained weights where a method trains them.")
+    precision: Literal["no", "bf16", "fp16"] | None = option(None, "Mixed precision. Default: bf16 on a GPU, else no.")
     transform: str = option("auto", "Training transforms, the same for all.")
     select: Literal["last", "val"] = option("last", "Which step counts: the last, or the best on validation data.")
     threads: int = option(0, "CPU threads of torch; 0 = leave them.")
@@ -217,7 +222,8 @@ class Compare:
     def run(self) -> None:
         from pointadapt.compare.compare import compare
 
-        own = ("backbone", "steps", "batch_size", "points", "head", "transform", "select", "threads")
+        own = ("backbone", "steps", "batch_size", "points", "head", "lr", "head_lr", "backbone_lr", "precision",
+               "transform", "select", "threads")  # fmt: skip
         settings = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
         result = compare(
             self.data, self.out, split_list(self.methods), self.seeds, split_list(self.labels),
