@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from pointadapt.align import Align, align, align_model, clustered, source_features
-from pointadapt.align_samples import clip_tokens, majority, observe, observe_pyramid, place, pyramid_of
+from pointadapt.align_samples import clip_tokens, observe, observe_pyramid, place, pyramid_of
 from pointadapt.analysis.transport import Source, Transport, neighbour_accuracy
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt, load_adapted
 from pointadapt.methods.pae import PAE
+from pointadapt.ops.frames import group_labels
 from pointadapt.tasks.video_segmentation import VideoSegmentation
 from small_videos import FRAMES, adapted, logits, net, packed, stirred, task, video
 
@@ -64,7 +65,8 @@ def test_it_depends_on_its_seed_alone():
     first = align(fresh(), samples, labels, *source, short)
     torch.randn(7)
     again = align(fresh(), samples, labels, *source, short)
-    assert first.distance == again.distance and all(torch.equal(first.state[k], again.state[k]) for k in first.state)
+    assert first.distance == again.distance and len(first.batches) == 2 and first.batches == again.batches
+    assert min(first.batches) > 0 and all(torch.equal(first.state[k], again.state[k]) for k in first.state)
     other = align(fresh(), samples, labels, *source, Align(epochs=2, steps=3, subset=60, source_batch=64, seed=1))
     assert other.distance != first.distance
 
@@ -119,7 +121,7 @@ def test_stage_one_of_a_model(options, tmp_path):
     model = adapted(**options)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     clips = [(video(12, seed=s), torch.arange(12)) for s in (1, 2)]
-    features, names = source_features(model, limit=48, points=128)
+    features, names = source_features(model, limit=48)
     assert features.shape == (48, 48) and names[:16] == list(SHAPE_CLASSES)
     start = logits(model, video())
     found = align_model(
@@ -175,7 +177,7 @@ def test_the_label_of_a_group_is_its_majority():
     label = torch.zeros(16, 8, dtype=torch.long)
     label[0], label[1] = torch.tensor([1] * 5 + [0] * 3), torch.tensor([1] * 4 + [0] * 4)
     label[2], label[3] = torch.tensor([-1] * 5 + [2] * 3), torch.tensor([-1] * 4 + [2] * 4)
-    found = majority(point, out.center, 8, label.flatten(), 0.6)[0]
+    found = group_labels(point, out.center, 8, label.flatten())[0]
     by_place = {int((places - c).norm(dim=1).argmin()): int(v) for c, v in zip(out.center[0], found, strict=True)}
     assert [by_place[i] for i in range(5)] == [1, -1, -1, 2, 0]
 
@@ -223,10 +225,10 @@ def test_stage_one_of_a_pyramid():
 
 def test_the_source_is_seen_by_the_frozen_tokenizer(tmp_path):
     model = stirred(adapted())
-    found, names = source_features(model, limit=30, points=128, seed=4)
-    plain, _ = source_features(net(), limit=30, points=128, seed=4)
+    found, names = source_features(model, limit=30, seed=4)
+    plain, _ = source_features(net(), limit=30, seed=4)
     assert torch.equal(found, plain)
-    coord, label = shapes(4, 30, 128)
+    coord, label = shapes(4, 30)
     assert names == [SHAPE_CLASSES[y] for y in label]
     x, y, z = torch.from_numpy(coord[7]).T
     one = net().tokenizer(packed([torch.stack([x, z, -y], 1)], 1))  # z up in the shapes, y up in the model

@@ -67,6 +67,8 @@ def test_an_aligned_embedder_goes_on_slowly():
     names = {"head", "adapters", "aligned", "backbone"}  # the class token is no fresh part here: none was said
     assert {name.split(" ")[0] for name in found} == names
     assert found["aligned"]["lr"] == found["aligned (no decay)"]["lr"] == pytest.approx(1e-4)
+    shared = {n: id(p) for n, p in model.named_parameters() if "_shared." in n and p.ndim > 1}
+    assert shared and set(shared.values()) <= {id(p) for p in found["adapters"]["params"]}  # SCE's layers decay
     trained = sum(p.numel() for g in found.values() for p in g["params"])
     assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 

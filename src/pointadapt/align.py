@@ -29,12 +29,12 @@ from pointadapt.align_samples import (
     place,
     pyramid_of,
 )
-from pointadapt.analysis.distance import Features, shape_features
+from pointadapt.analysis.distance import Features
+from pointadapt.analysis.folder_features import PROCEDURAL, folder_features
 from pointadapt.analysis.transport import Source, Transport, balanced, neighbour_accuracy
-from pointadapt.data.object_set import UP
-from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.errors import UserError
 from pointadapt.methods.pointata import new_pae
+from pointadapt.ops.frames import PURITY
 from pointadapt.point import Point
 
 
@@ -46,13 +46,15 @@ class Align:
                   every class of the target to cover the whole source and does not vanish for equal sets
     epochs, steps AdamW for at most so many epochs of so many steps, a cosine from ``lr`` to ``last_lr``
     clip          largest norm of a step's gradient
-    per_class     samples of each target class in a step
+    per_class     samples of each target class in a step, but ``least`` in all: a small batch's distance is mostly noise
     clusters      labels of the target: None, its own; a number: so many clusters of its features as they are at first,
                   for dense tasks (ORCA's choice: 10)
     tokens        tokens of each sample that a step looks at, drawn at random; None: all. Reports always look at all
     source_batch  source samples in a step; a mini-batch's distance lies above the sets' own, the more the smaller it is
     subset        samples of source and target in the fixed subset that progress is reported on
     tolerance     stop once the subset's distance changes by less than this share over ``patience`` epochs
+    standardise   measure in units of the source: its mean taken off, divided by its spread
+    purity        share of a group's labelled points that must agree where a sample is a token
     transport     how distances are measured; classes of fewer than two samples play no part
     """
 
@@ -64,12 +66,15 @@ class Align:
     weight_decay: float = 0.05
     clip: float = 1.0
     per_class: int = 4
+    least: int = 64
     clusters: int | None = None
     tokens: int | None = None
     source_batch: int = 256
     subset: int = 400
     tolerance: float = 0.01
     patience: int = 5
+    standardise: bool = True
+    purity: float = PURITY
     seed: int = 0
     transport: Transport = field(default_factory=lambda: Transport(min_count=2))
 
@@ -91,12 +96,14 @@ class Alignment:
 
     state       weights of the embedder
     distance    squared distance of the fixed subset, before and after each epoch
+    batches     mean of the mini-batches' objective in each epoch: above the subset's by what small batches add
     neighbours  share of target samples whose five nearest have their class, before and after
     stopped     whether it stopped before its last epoch
     """
 
     state: dict[str, Tensor]
     distance: list[float]
+    batches: list[float]
     neighbours: tuple[float, float]
     stopped: bool
     seconds: float
@@ -110,6 +117,7 @@ class Alignment:
         """Everything but the weights, for a log."""
         return {
             "distance": self.distance,
+            "batches": self.batches,
             "neighbours": list(self.neighbours),
             "epochs": len(self.distance) - 1,
             "stopped": self.stopped,
@@ -133,7 +141,7 @@ def align(
     samples  what :func:`observe` gives, [S, m, ...]; a sample's feature is the mean over its m tokens. For a pyramid
              what :func:`observe_pyramid` gives
     labels   S labels; source_features [n, D] with n labels. The two sets may share no class
-    log      called after each epoch with epoch, distance and lr
+    log      called after each epoch with epoch, distance, batches and lr
     Depends on its arguments alone: batches are drawn by ``how.seed``. Raises UserError for sets without classes.
     """
     how = how or Align()
@@ -155,32 +163,36 @@ def align(
         names = clustered(seen(torch.arange(len(samples))), how.clusters, how.seed)
     classes = len(np.unique(names))
     features = torch.as_tensor(source_features).detach().to(device)
-    whole = Source.of(features, source_labels, how.transport)
+    whole = Source.of(features, source_labels, how.transport, how.standardise)
     fixed = whole.batch(how.subset, how.seed)
     shown = torch.from_numpy(balanced(names, how.subset, how.seed))
 
     first = seen(shown)
     chosen = names[shown.numpy()]
-    distance = [float(fixed.distance(first, chosen))]
+    distance, batches = [float(fixed.distance(first, chosen))], []
     optimizer = torch.optim.AdamW(_groups(pae, how.weight_decay), lr=how.lr)
     total = how.epochs * how.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step / total, how.last_lr / how.lr))
     stopped = False
     for epoch in range(how.epochs):
         pae.train()
+        values = []
         for step in range(how.steps):
             draw = int(np.random.SeedSequence([how.seed, epoch, step]).generate_state(1)[0])
-            rows = samples.draw(names, how.per_class * classes, draw)
+            rows = samples.draw(names, max(how.per_class * classes, how.least), draw)
             batch = whole.batch(how.source_batch, draw)
             measure = batch.distance if how.objective == "full" else batch.classwise
             optimizer.zero_grad(set_to_none=True)
-            measure(samples.features(pae, torch.from_numpy(rows), draw), names[rows]).backward()
+            value = measure(samples.features(pae, torch.from_numpy(rows), draw), names[rows])
+            value.backward()
+            values.append(float(value.detach()))
             nn.utils.clip_grad_norm_(pae.parameters(), how.clip)
             optimizer.step()
             schedule.step()
         distance.append(float(fixed.distance(seen(shown), chosen)))
+        batches.append(float(np.mean(values)))
         if log is not None:
-            log({"epoch": epoch + 1, "distance": distance[-1], "lr": schedule.get_last_lr()[0]})
+            log({"epoch": epoch + 1, "distance": distance[-1], "batches": batches[-1], "lr": schedule.get_last_lr()[0]})
         earlier = distance[-1 - how.patience] if len(distance) > how.patience else math.inf
         stopped = epoch + 1 < how.epochs and abs(distance[-1] - earlier) < how.tolerance * earlier < math.inf
         if stopped:
@@ -189,7 +201,7 @@ def align(
     classes_shown = true[shown.numpy()]
     near = (neighbour_accuracy(first, classes_shown), neighbour_accuracy(seen(shown), classes_shown))
     state = {name: value.detach().cpu().clone() for name, value in pae.state_dict().items()}
-    return Alignment(state, distance, near, stopped, time.perf_counter() - begin)
+    return Alignment(state, distance, batches, near, stopped, time.perf_counter() - begin)
 
 
 def clustered(features: Tensor, count: int, seed: int, rounds: int = 50) -> np.ndarray:
@@ -230,10 +242,10 @@ def align_model(
     pyramid = pyramid_of(model)
     if pyramid is not None:
         kept = pyramid.training
-        found = align(pyramid, *observe_pyramid(model, clips), source_features, source_labels, how, log)
+        found = align(pyramid, *observe_pyramid(model, clips, how.purity), source_features, source_labels, how, log)
         pyramid.train(kept)
         return found
-    samples, labels = observe(model, clips, unit)
+    samples, labels = observe(model, clips, unit, how.purity)
     adapter, _, config = clip_tokens(model)
     tokenizer = adapter.tokenizer[0]
     with torch.random.fork_rng(devices=[]):
@@ -244,36 +256,18 @@ def align_model(
     return found
 
 
-def source_features(
-    model: nn.Module, source: Path | str = "procedural", limit: int = 1000, points: int = 1024, seed: int = 0
-) -> Features:
+def source_features(model: nn.Module, source: Path | str = PROCEDURAL, limit: int = 1000, seed: int = 0) -> Features:
     """The source: mean patch tokens [n, D] of labelled shapes through a model's frozen tokenizer, and their classes.
 
     model   a task model, a backbone, or either adapted: adapters are switched off meanwhile
-    source  "procedural": the shapes the bundled nano-mae was pretrained on, of ``points`` points each; or a folder of
-            shapes with a dataset.yaml (inferred for PointATA: the pretraining set, ShapeNet), its training split
+    source  "procedural": the shapes the bundled nano-mae was pretrained on; or a folder of shapes (or videos) with a
+            dataset.yaml (inferred for PointATA: the pretraining set, ShapeNet), its training split
     limit   shapes, class-balanced
     """
     is_adapted = hasattr(model, "get_base_model")
     plain: Any = model.get_base_model() if is_adapted else model  # type: ignore[operator]
-    backbone = getattr(plain, "backbone", plain)
     with model.disable_adapter() if is_adapted else nullcontext():  # type: ignore[operator]
-        if source != "procedural":
-            return shape_features(backbone, source, limit, seed=seed)
-        device, was_training = next(backbone.parameters()).device, backbone.training
-        backbone.eval()
-        coord, label = shapes(seed, limit, points)
-        turned = torch.from_numpy(coord @ UP["z"].T.astype(np.float32))
-        parts = []
-        try:
-            for run in turned.split(32):
-                rows = run.flatten(0, 1).to(device)
-                point = Point(rows, rows, torch.arange(1, len(run) + 1, device=device) * points)
-                with torch.no_grad():
-                    parts.append(backbone.tokenizer(point).part("patch").mean(1).float().cpu())
-        finally:
-            backbone.train(was_training)
-    return Features(torch.cat(parts), [SHAPE_CLASSES[y] for y in label])
+        return folder_features(getattr(plain, "backbone", plain), source, limit, seed=seed)
 
 
 def _groups(pae: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -17,8 +17,7 @@ from pointadapt.backbones.frame_pyramid import NEIGHBORS, anchors
 from pointadapt.errors import UserError
 from pointadapt.methods.core import AdapterLayer
 from pointadapt.methods.pointata import ClipTokens
-from pointadapt.ops.frames import frames_in, take_clouds
-from pointadapt.ops.neighbors import nearest
+from pointadapt.ops.frames import PURITY, frames_in, group_labels, take_clouds
 from pointadapt.point import Point, collate
 
 Unit = Literal["clip", "frame", "token"]
@@ -120,7 +119,7 @@ def pyramid_of(model: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def observe_pyramid(
-    model: nn.Module, clips: Iterable[tuple[Point, Tensor]], purity: float = 0.6
+    model: nn.Module, clips: Iterable[tuple[Point, Tensor]], purity: float = PURITY
 ) -> tuple[PyramidTokens, Tensor]:
     """Clips, whose points have labels [N], as tokens with a label each: that of most points around its anchor, as for
     unit "token" of :func:`observe`."""
@@ -131,7 +130,7 @@ def observe_pyramid(
     for point, label in clips:
         count, size = frames_in(point, point.num_clouds), pyramid.sizes[-1]
         center = anchors(point, pyramid.sizes[0])
-        found = majority(point, center[:, :size], NEIGHBORS, label.to(point.coord.device), purity)
+        found = group_labels(point, center[:, :size], NEIGHBORS, label.to(point.coord.device), purity)
         for first in range(0, point.num_clouds, count):
             own = found[first : first + count].flatten().cpu()
             known = (own >= 0).nonzero()[:, 0]
@@ -147,7 +146,7 @@ def observe_pyramid(
 
 @torch.no_grad()
 def observe(
-    model: nn.Module, clips: Iterable[tuple[Point, Tensor]], unit: Unit = "clip", purity: float = 0.6
+    model: nn.Module, clips: Iterable[tuple[Point, Tensor]], unit: Unit = "clip", purity: float = PURITY
 ) -> tuple[Tensor, Tensor]:
     """What a PAE sees of clips, and the labels: [S, m, ...] float32 on the CPU, [S].
 
@@ -173,9 +172,8 @@ def observe(
                 label = label[:, :: adapter.stride].flatten()
             else:
                 assert out.center is not None
-                label = majority(
-                    point, out.center, adapter.tokenizer[0].group_size, label, purity, adapter.stride
-                ).flatten()
+                size = adapter.tokenizer[0].group_size
+                label = group_labels(point, out.center, size, label, purity, adapter.stride).flatten()
                 seen = seen.flatten(0, 1)[:, None]
             if len(label) != len(seen):
                 raise UserError(f"unit {unit!r} has {len(seen)} samples here, but there are {len(label)} labels")
@@ -187,17 +185,3 @@ def observe(
     if not sum(len(part) for part in found):
         raise UserError("there are no labelled clips to align: check the training split")
     return torch.cat(found), torch.cat(names)
-
-
-def majority(point: Point, center: Tensor, size: int, label: Tensor, purity: float, stride: int = 1) -> Tensor:
-    """[R, G] the label [N] most of the ``size`` points around each center [R, G, 3] have, in every ``stride``-th cloud;
-    -1 where fewer than ``purity`` agree or half have none."""
-    rows, found = zip(point.coord.split(point.counts), label.split(point.counts), strict=True), []
-    seen = [pair for index, pair in enumerate(rows) if index % stride == 0]
-    for here, (coord, own) in zip(center, seen, strict=True):
-        near = own[nearest(here[None], coord[None], min(size, len(coord)))[0]]  # [G, K]
-        few = near.shape[1]
-        best = torch.where(near < 0, -2 - torch.arange(few, device=near.device), near).mode(1).values
-        known, agree = (near >= 0).sum(1), (near == best[:, None]).sum(1)
-        found.append(torch.where((2 * known >= few) & (agree >= purity * known) & (best >= 0), best, -1))
-    return torch.stack(found)

@@ -33,9 +33,10 @@ def kind_of(name: str, fresh: Iterable[str] = ()) -> str:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts on it: not on biases, norms, scales (1-D), tokens that adapters share (latents) and
-    class tokens; their positions decay, as published."""
-    return parameter.ndim > 1 and "_shared." not in name and not name.endswith(".token")
+    """Whether weight decay acts on it: not on biases, norms, scales (1-D), tokens that adapters share (latents, which
+    no layer calls its weight) and class tokens; their positions decay, as published."""
+    is_shared_token = "_shared." in name and not name.endswith(".weight")
+    return parameter.ndim > 1 and not is_shared_token and not name.endswith(".token")
 
 
 def parameter_groups(

@@ -10,12 +10,11 @@ import tiny_runs
 import tiny_videos
 from moving import CLASSES, action_set, moving, write_actions, write_frame, write_video
 from pointadapt import cli
-from pointadapt.analysis.folder_features import folder_features, group_labels
+from pointadapt.analysis.folder_features import folder_features
 from pointadapt.backbones.weights import load_backbone
 from pointadapt.data.scans import DataSet
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.errors import UserError
-from pointadapt.point import Point
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +59,6 @@ def test_frames_and_groups(tmp_path, tokens):
     assert frames.features.shape == (8, 24) and frames.labels.count("left") == 4
     groups = folder_features(backbone, tmp_path / "b", limit=20)
     assert groups.features.shape == (20, 24) and groups.labels.count("low") == 10
-
-
-def test_a_group_needs_a_majority():
-    coord = torch.tensor([[0.0, 0, 0], [0.1, 0, 0], [0.2, 0, 0], [9, 0, 0], [9.1, 0, 0], [9.2, 0, 0]])
-    point = Point(coord=coord, feat=coord, offset=torch.tensor([6]))
-    center = torch.tensor([[[0.1, 0, 0], [9.1, 0, 0]]])
-    for label, wanted in (([1, 1, 0, 2, 2, -1], [1, 2]), ([0, 1, 2, -1, -1, -1], [-1, -1])):
-        assert group_labels(point, center, torch.tensor(label), 3).tolist() == [wanted]
 
 
 def test_voxels(tmp_path, points):

@@ -142,6 +142,10 @@ def test_a_clip_without_motion_has_none():
     base = model.get_base_model().backbone.tokenizer.base_layer
     _, seen, _ = tokens.observe(base, point)
     assert torch.equal(seen[:, :, 1], seen[:, :, 0]) and torch.equal(seen[:, :, 2], seen[:, :, 0])
+    nn.init.zeros_(tokens.pae.up.weight)  # the correction, which looks at tokens however they came about
+    motion = tokens.pae(seen) - seen[:, :, 0]
+    torch.testing.assert_close(motion, motion[:1, :1].expand_as(motion), atol=1e-5, rtol=1e-5)
+    assert motion.abs().amax() > 1e-3  # trained biases
     moving = tokens.observe(base, video())[1]
     assert (moving[:, :, 1] - moving[:, :, 0]).abs().amax() > 1e-3
 

@@ -6,7 +6,7 @@ What a sample is, and its feature (inferred for PointATA, after ORCA):
                          or, where the backbone works on single points, of its points' features
     action               a clip; the mean over the tokens of all its frames
     action_segmentation  a frame; the mean over its tokens
-    video_segmentation   a token, whose group has one class in at least 60 % of its labelled points
+    video_segmentation   a token, whose group is labelled by half, and has one class in 60 % of its labelled points
     scenes               a voxel; its dense features, all levels of the backbone brought up to it
 
 Every class gets as many samples as any other, as far as it has them.
@@ -40,7 +40,7 @@ from pointadapt.data.transforms import eval_transform
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.errors import UserError
-from pointadapt.ops.neighbors import nearest
+from pointadapt.ops.frames import group_labels
 from pointadapt.ops.segment import segment_mean
 from pointadapt.point import Point
 
@@ -52,7 +52,6 @@ SCANS, TILE = 16, 60_000
 GRID = 0.02
 #: Clips that are computed at once.
 CLIPS = 4
-PURITY = 0.6
 
 
 def folder_features(
@@ -182,22 +181,11 @@ def video_features(backbone: Backbone, dataset: VideoSet, limit: int, split: str
             elif dataset.task == "action_segmentation":
                 feat, label = feat.mean(1), batch["frame_label"].flatten()
             else:
-                label = group_labels(point, tokens.center, batch["segment"].to(device), size).flatten().cpu()
+                label = group_labels(point, tokens.center, size, batch["segment"].to(device)).flatten().cpu()
                 feat = feat.flatten(0, 1)
             found.append(feat.cpu()[label >= 0])
             labels.append(label[label >= 0].numpy())
     return evened(torch.cat(found), np.concatenate(labels), dataset.names, limit, seed)
-
-
-def group_labels(point: Point, center: Tensor, label: Tensor, size: int) -> Tensor:
-    """[R, G] the class of at least PURITY of a group's labelled points, -1 where there is none."""
-    found = []
-    for middle, coord, own in zip(center, point.coord.split(point.counts), label.split(point.counts), strict=True):
-        near = own[nearest(middle[None], coord[None], size)[0]]  # [G, K]
-        votes = F.one_hot(near.clamp(min=0), int(label.max().clamp(min=0)) + 1) * (near >= 0)[..., None]
-        count, best = votes.sum(1).max(1)
-        found.append(torch.where((count > 0) & (count >= PURITY * (near >= 0).sum(1)), best, -1))
-    return torch.stack(found)
 
 
 def evened(features: Tensor, labels: np.ndarray, names: list[str], limit: int, seed: int) -> Features:

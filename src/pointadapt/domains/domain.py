@@ -25,7 +25,7 @@ from pointadapt.data.labels import fewer_items, listed_scans, parse_labels
 from pointadapt.data.open import open_dataset
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
-from pointadapt.kinds import KINDS, Kind
+from pointadapt.kinds import KINDS, YAML, Kind
 from pointadapt.run import Run, read_json
 
 #: Told while a source is worked on: (share done, its name or None).
@@ -98,6 +98,14 @@ class Domain(ABC):
         that do not suit it."""
         if run.options.get("align", "none") != "none" and not self.aligns:
             raise UserError(f"align is for videos: leave it out for {run.kind}")
+        if (
+            run.options.get("align", "none") not in ("none", "procedural")
+            and not (Path(run.options["align"]) / YAML).is_file()
+        ):
+            raise UserError(
+                f"align is {run.options['align']}, which is no folder with a {YAML}: give procedural, none, or a "
+                "folder of labelled shapes after pointadapt init"
+            )
         preset = self.dataset.transform if run.transform == "auto" else run.transform
         if preset not in self.transforms():
             raise UserError(f"transform {preset!r} is unknown: use auto or one of {', '.join(self.transforms())}")

@@ -26,7 +26,8 @@ class PAE(nn.Module):
     """f = f0 + m, f + U GELU(V LN(f)), with m = W2 GELU(W1 [f_-1 - f0 ; f_+1 - f0]); 149,152 parameters at D = 384.
 
     f_o is what the frozen 3D embedder makes of the same anchor's neighbours in frame t + o. W2 and U start at zero, so
-    that the tokens are at first exactly those of the frozen tokenizer, frame by frame.
+    that the tokens are at first exactly those of the frozen tokenizer, frame by frame. Where nothing moves, m is zero
+    at the start, and after training one vector for all tokens: both layers have biases.
     """
 
     def __init__(self, channels: int, motion: int = 64, hidden: int = 96) -> None:

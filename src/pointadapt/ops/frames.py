@@ -17,6 +17,7 @@ from pointadapt.point import PER_POINT, Point
 from pointadapt.tokens import Tokens
 
 ROWS = 64  #: frames whose distances to anchors are held at once
+PURITY = 0.6  #: share of a group's labelled points that must agree (inferred for PointATA)
 
 
 def frames_in(value: Any, rows: int) -> int:
@@ -118,3 +119,19 @@ def tracks(tokens: Tokens, kernel: int, follow: bool = True) -> list[Tensor]:
         return found
 
     return tokens.remember_centers(("tracks", kernel, follow), make)
+
+
+def group_labels(
+    point: Point, center: Tensor, size: int, label: Tensor, purity: float = PURITY, stride: int = 1
+) -> Tensor:
+    """[R, G] the label [N] most of the ``size`` points around each center [R, G, 3] have, in every ``stride``-th cloud;
+    -1 where fewer than ``purity`` agree or half have none."""
+    rows, found = zip(point.coord.split(point.counts), label.split(point.counts), strict=True), []
+    seen = [pair for index, pair in enumerate(rows) if index % stride == 0]
+    for here, (coord, own) in zip(center, seen, strict=True):
+        near = own[nearest(here[None], coord[None], min(size, len(coord)))[0]]  # [G, K]
+        few = near.shape[1]
+        best = torch.where(near < 0, -2 - torch.arange(few, device=near.device), near).mode(1).values
+        known, agree = (near >= 0).sum(1), (near == best[:, None]).sum(1)
+        found.append(torch.where((2 * known >= few) & (agree >= purity * known) & (best >= 0), best, -1))
+    return torch.stack(found)
