@@ -83,6 +83,17 @@ def test_f1_is_pooled_over_videos():
     assert score(good, bad)["edit"] == 0.5 and score(good, bad)["videos"] == 2
 
 
+@pytest.mark.parametrize("compat", [False, True])
+def test_processes_share_the_videos_out(compat):
+    pairs = [([0, 1, 1], [0, 0, 1]), ([2, 2], [2, 1]), ([0, 0, 1], [0, 0, 1])]
+    first, second = SegmentScores(compat=compat), SegmentScores(compat=compat)
+    first.add(*pairs[0])
+    for pair in pairs[1:]:
+        second.add(*pair)
+    first.merge(second)
+    assert first.scores() == score(*pairs, compat=compat)
+
+
 def test_a_segment_is_taken_once_and_ignored_frames_are_left_out():
     assert segment_hits([0, 1, 0], [0, 0, 0], 0.1) == (1, 2, 0)
     found = score(([0, 5, 5, 1], [0, -1, -1, 1]))

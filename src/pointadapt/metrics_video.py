@@ -173,6 +173,13 @@ class SegmentScores:
             found = segment_hits(ours, theirs, overlap, self.background, self.compat)
             total[:] = [a + b for a, b in zip(total, found, strict=True)]
 
+    def merge(self, other: SegmentScores) -> None:
+        """Add the videos of another process."""
+        self.right, self.frames = self.right + other.right, self.frames + other.frames
+        self.edits += other.edits
+        for overlap, total in self.counts.items():
+            total[:] = [a + b for a, b in zip(total, other.counts[overlap], strict=True)]
+
     def scores(self) -> dict[str, Any]:
         """frame_accuracy, edit, f1@10, f1@25, f1@50, and how many videos and frames they are of."""
         return {

@@ -27,6 +27,7 @@ from pointadapt.domains.videos import filled
 from pointadapt.errors import UserError
 from pointadapt.evaluate import evaluate
 from pointadapt.files import write_text
+from pointadapt.metrics_video import SegmentScores
 from pointadapt.predict import predict
 from pointadapt.run import Run
 from pointadapt.train import train
@@ -370,6 +371,10 @@ def test_action_segmentation(tmp_path, capsys):
     files = predict(run, videos / "test", tmp_path / "all", quiet=True)
     predicted += [row["class"] for row in table(tmp_path / "all" / "v1.csv")]
     right = np.mean([p == t for p, t in zip(predicted, (["left"] * 6 + ["right"] * 3) * 2, strict=True)])
+    released = SegmentScores(compat=True)
+    for first in (0, 9):
+        released.add([int(c == "right") for c in predicted[first : first + 9]], [0] * 6 + [1] * 3)
+    assert found["f1_released"] == {k: v for k, v in released.scores().items() if "@" in k}
     assert found["frame_accuracy"] == pytest.approx(right) and found["frames"] == 18 and len(files) == 4
 
 

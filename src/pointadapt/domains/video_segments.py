@@ -75,31 +75,31 @@ class FrameActions(Videos):
         self, model: nn.Module, items: VideoItems, device: torch.device, asked: Asked, shown: int = 0
     ) -> Found:
         """Frame accuracy, edit score, F1 of segments pooled over videos, accuracy per class and confusion of frames;
-        pictures of the timelines of the worst videos. ``run.compat`` official: F1 as published with HOI4D, whose last
-        segment ends a frame early."""
+        pictures of the timelines of the worst videos. Details have F1 as published with HOI4D, too, whose last segment
+        ends a frame early ("f1_released")."""
         self.check_asked(asked)
-        found = SegmentScores(compat=self.run.compat == "official")
+        found, released = SegmentScores(), SegmentScores(compat=True)
         counts = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
         worst: list[tuple[float, str, str]] = []
         for video, probability in self.timelines(model, items, device):
             predicted, truth = probability.argmax(1), items.frame_label(video)
             found.add(predicted, truth)
+            released.add(predicted, truth)
             counts += confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(truth), len(self.names))
             right = float((predicted == truth)[truth >= 0].mean()) if (truth >= 0).any() else 1.0
             name = items.videos[video].name
             if shown:
                 picture = bands({"truth": truth, "predicted": predicted}, self.names)
                 worst = sorted([*worst, (right, name, picture)])[:shown]
-        for other in gathered(found)[1:]:
-            found.right, found.frames = found.right + other.right, found.frames + other.frames
-            found.edits += other.edits
-            for overlap, total in found.counts.items():
-                total[:] = [a + b for a, b in zip(total, other.counts[overlap], strict=True)]
+        for own in (found, released):
+            for other in gathered(own)[1:]:
+                own.merge(other)
         counts = sum_over_processes(counts)
         values = {key.replace("@", "_"): value for key, value in found.scores().items()}
         values["accuracy"] = classification_scores(counts)["accuracy"]
         pictures = [(f"{name}: {100 * right:.1f} % of the frames", picture) for right, name, picture in worst]
         details = {"confusion": counts.tolist(), "dropped": [video.name for video in items.dropped]}
+        details["f1_released"] = {key: value for key, value in released.scores().items() if key.startswith("f1@")}
         return Found(values, details, notes=self.notes(items), pictures=pictures)
 
     def label(self, model: nn.Module, source: Path, target: Path, device: torch.device, show: Show) -> None:
