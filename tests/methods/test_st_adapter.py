@@ -63,7 +63,7 @@ def test_refusals():
     from pointadapt.tasks.segmentation import Segmentation
 
     sizes = dict(enc_depths=(1, 1), enc_channels=(16, 32), enc_num_head=(1, 2), enc_patch_size=(8, 8))
-    with pytest.raises(UserError, match="cannot work on PTv3: it needs a tokenizer"):
+    with pytest.raises(UserError, match="method 'st-adapter' cannot work on PTv3: it needs a tokenizer"):
         adapt(Segmentation(PTv3(PTv3Config(stride=(2,), **sizes)), 3), STAdapterConfig())
     for options in ({"kernel": 2}, {"rank": 0}, {"follow": "grid"}):
         with pytest.raises(UserError):

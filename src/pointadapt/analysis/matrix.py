@@ -21,7 +21,7 @@ from pointadapt.tasks.segmentation import Segmentation
 #: Heading -> a task on that backbone at its official size, without weights.
 BACKBONES: dict[str, Callable[[], Any]] = {
     "Sonata-base": lambda: Segmentation(PTv3(PTv3Config()), 20),
-    "with new decoder": lambda: Segmentation(build_ptv3(PTv3Config(), "clean", True, "Sonata-base"), 20),
+    "Sonata-base with new decoder": lambda: Segmentation(build_ptv3(PTv3Config(), "clean", True, "Sonata-base"), 20),
     "Sparse U-Net": lambda: Segmentation(SparseUNet(SparseUNetConfig()), 20),
     "Point-MAE": lambda: Classification(cast(Backbone, PointViT(PointViTConfig())), 15),
 }
@@ -58,21 +58,22 @@ def matrix() -> str:
     """The page as Markdown."""
     rows, reasons = [], []
     for method, config in sorted(METHODS.items()):
-        cells, merging, refused = [], [], {}
+        cells, merging = [], []
+        refused: dict[str, list[str]] = {}
         for name, make in BACKBONES.items():
             found = count(method, make)
             if isinstance(found, str):
                 cells.append("–")
-                refused[name] = found
+                refused.setdefault(found, []).append(name)
             else:
                 cells.append(f"{found[0]:,}")
                 merging += [name] * found[1]
-        whole = len(merging) == len(BACKBONES) - len(refused)
+        whole = len(merging) == len(BACKBONES) - cells.count("–")
         merges = "yes" if whole else ", ".join(merging) or "no"
         identity = "yes" if getattr(config, "identity", True) else "no"
         paper = getattr(config, "paper", "") or "–"
         rows.append(f"| `{method}` | {linked(paper)} | {' | '.join(cells)} | {identity} | {merges} |")
-        reasons += [f"- `{method}` on {name}: {reason}" for name, reason in refused.items()]
+        reasons += [f"- `{method}` on {' and '.join(names)}: {reason}" for reason, names in refused.items()]
     head = (
         f"| method | paper | {' | '.join(BACKBONES)} | identity | merges |\n|---|---|{'---:|' * len(BACKBONES)}---|---|"
     )

@@ -19,7 +19,7 @@ from pointadapt.ops.frames import tracks
 from pointadapt.tokens import Tokens
 
 
-@peft_method("stadapter")
+@peft_method("st-adapter", prefix="st_adapter_")
 @dataclass
 class STAdapterConfig(AdapterConfig):
     """Defaults: half the width, 1,785,600 parameters on Point-MAE. Clouds without ``extra["frames"]`` are clips of one.
