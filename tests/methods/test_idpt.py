@@ -174,11 +174,12 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_counts_on_sonata_base():
-    """Published: 2.61 M with the head of 24,660; one DGCNN at the last stage's width is 2,363,392."""
+    """One DGCNN at the last stage's width. The published 2.61 M is the sum with a head for 200 classes, not for 20."""
     with torch.device("meta"):
-        model = adapt(Segmentation(PTv3(PTv3Config()), 20), IDPTConfig())
+        model, for_200 = (adapt(Segmentation(PTv3(PTv3Config()), classes), IDPTConfig()) for classes in (20, 200))
     assert trained(model, "idpt_adapter") == 9 * 512**2 + 8 * 512 == 2_363_392
     assert trained(model) == 2_363_392 + 24_660
+    assert trained(for_200) == 2_363_392 + 1232 * 200 + 200 == 2_609_992
     assert model.base_model.targeted_module_names == ["backbone.enc.4.blocks.2.mix.attn"]
 
 
