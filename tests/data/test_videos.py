@@ -561,7 +561,10 @@ def test_pickles_that_run_code_are_refused(tmp_path):
 
     for name in CLASSES:
         write_npz(tmp_path / "test" / name / "v.npz", point_clouds=ragged([Evil(), Evil()]))
-    refused(tmp_path, r"v.npz: this file is refused: it names builtins.print; only NumPy arrays")
+        np.save(tmp_path / f"{name}.npy", ragged([Evil(), Evil()]))
+    said = "this file is refused: it names builtins.print; only NumPy arrays"
+    refused(tmp_path, f"v.npz: {said}")
+    refused(tmp_path, f"left.npy: {said}", splits={"test": ["left.npy"]})
 
 
 def test_damaged_array_file(tmp_path):
@@ -584,9 +587,18 @@ def test_labels_within_array_files(tmp_path):
     keys = {"task": "action_segmentation", "classes": ["rest", "walk"], "splits": {"train": ["one.npz", "two.npy"]}}
     items = VideoItems(action_set(tmp_path, **keys, frames=6), "train", train=False)
     assert [items[i]["frame_label"].tolist() for i in (0, 1)] == [[0, 0, 1, 1, 1, 0], [1] * 6]
-    write_npz(tmp_path / "three.npz", data=ragged(moving(0)), label=np.array(1))
-    keys = {"classes": ["rest", "walk"], "splits": {"train": ["three.npz"]}}
-    assert VideoItems(action_set(tmp_path, **keys), "train").targets.tolist() == [1]
+    for name in ("label", "labels", "y"):
+        write_npz(tmp_path / f"by_{name}_.npz", data=ragged(moving(0)), **{name: np.array(1)})
+    keys = {"classes": ["rest", "walk"], "splits": {"train": ["by_*_.npz"]}}
+    assert VideoItems(action_set(tmp_path, **keys), "train").targets.tolist() == [1, 1, 1]
+
+
+def test_frames_of_different_sizes_in_one_npy(tmp_path):
+    np.save(tmp_path / "v.npy", ragged(moving(0)))
+    dataset = action_set(tmp_path, task="action_segmentation", splits={"train": ["v.npy"]}, points=50, frames=6)
+    (video,) = dataset.videos("train")
+    sample = VideoItems(dataset, [video])[0]
+    assert sample["counts"].tolist() == [len(frame) for frame in moving(0)]
 
 
 def test_labels_of_points_in_packed_and_dense_files(tmp_path):

@@ -122,12 +122,14 @@ class Contents:
 
 
 def contents(path: Path) -> Contents:
-    """Read from headers alone where one file is one video; big files are opened. Raises UserError as read_videos."""
+    """Read from headers alone where a file is one video without a label; others are opened. Raises UserError as
+    read_videos."""
     if path.suffix.lower() == ".npz":
         with opened(path):
             arrays = headers(path)
         key = points_key(arrays)
-        if key is not None and len(arrays[key][0]) != 4 and LABELS[0] not in arrays and "frame_start" not in arrays:
+        more = any(name in arrays for name in (*LABELS, "frame_start"))  # to be read
+        if key is not None and len(arrays[key][0]) != 4 and not more:
             return Contents([arrays[key][0][0]], None, None, False)
     videos = read_videos(path)
     label = [videos.label(row) for row in range(len(videos))]
@@ -271,7 +273,12 @@ def headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def npy_fields(path: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = {"data": np.load(path, mmap_mode="r", allow_pickle=False)}
+    with open(path, "rb") as stream:
+        if read_header(stream)[1].hasobject:
+            data = ArraysOnly(stream, encoding="latin1").load()
+        else:
+            data = np.load(path, mmap_mode="r", allow_pickle=False)
+    fields: dict[str, Any] = {"data": data}
     for stem in (f"{path.stem}_label", f"{path.stem}_labels"):
         if (beside := path.with_name(f"{stem}.npy")).is_file():
             fields["label"] = np.load(beside, allow_pickle=False)
@@ -292,7 +299,7 @@ def h5_fields(path: Path) -> dict[str, Any]:
 def holds_videos(path: Path) -> bool:
     """Whether a file with one of ENDINGS holds whole videos rather than one frame; only headers are read.
 
-    True for a damaged one, so that its reader says what is wrong.
+    True for a ragged NPY, which NumPy refuses, and for a damaged file, so that its reader says what is wrong.
     """
     ending = path.suffix.lower()
     try:
