@@ -13,7 +13,6 @@ from pointadapt.methods.gaprompt import (
     Levels,
     ShiftNet,
     embedded,
-    interpolated,
     interpolation,
     with_points,
 )
@@ -64,13 +63,14 @@ def test_embedding():
 
 
 def test_interpolation_of_known_points():
-    known = torch.randn(2, 40, 3)
-    feat = torch.randn(2, 40, 5)
-    index, weight = interpolation(known, known, 1)
-    torch.testing.assert_close(interpolated(feat, (index, weight)), feat)
-    torch.testing.assert_close(interpolation(known, known)[1].sum(-1), torch.ones(2, 40))
-    constant = interpolated(torch.ones(2, 40, 5), interpolation(torch.randn(2, 9, 3), known))
-    torch.testing.assert_close(constant, torch.ones(2, 9, 5))
+    known, at, feat = torch.randn(2, 40, 3), torch.randn(2, 9, 3), torch.randn(2, 40, 5)
+    assert torch.equal(interpolation(known, known, 1) @ feat, feat)
+    weight = interpolation(at, known)
+    assert ((weight > 0).sum(2) == 32).all()  # the nearest alone
+    torch.testing.assert_close(weight.sum(2), torch.ones(2, 9))
+    distance = torch.cdist(at, known)
+    near = distance <= distance.kthvalue(32, 2, keepdim=True).values
+    torch.testing.assert_close(weight, (near / (distance**2 + 1e-4)) / (near / (distance**2 + 1e-4)).sum(2, True))
 
 
 def test_levels_hold_rows_of_their_own_cloud():

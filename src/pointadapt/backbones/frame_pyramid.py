@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.point_vit import PointViT
 from pointadapt.errors import UserError
+from pointadapt.ops.amax import amax
 from pointadapt.ops.batchnorm import RowNorm
 from pointadapt.ops.frames import frames_in, neighbour_rows
 from pointadapt.ops.frozen import no_graph
@@ -126,7 +127,7 @@ class PointConv4D(nn.Module):
     def around(self, below: Point, feat: Tensor, center: Tensor, index: Tensor, offset: int) -> Tensor:
         way = below.coord[index] - center[:, :, None]
         way = torch.cat([way, torch.full_like(way[..., :1], offset)], -1)  # [R, G, K, 4]
-        return self.mlp(self.place(way) + feat[index]).amax(2)
+        return amax(self.mlp(self.place(way) + feat[index]), 2)
 
     @torch.no_grad()
     def neighbours(self, below: Point, center: Tensor, clouds: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.backbone import Backbone
 from pointadapt.backbones.drop_path import DropPath, rising
+from pointadapt.ops.amax import amax
 from pointadapt.ops.attention import attend
 from pointadapt.ops.batchnorm import RowNorm
 from pointadapt.ops.frozen import by_rows, no_graph
@@ -94,8 +95,8 @@ class PatchEmbed(nn.Module):
 
     def embed(self, coord: Tensor) -> Tensor:
         feat = self.first(coord)
-        whole = feat.amax(-2, keepdim=True).expand_as(feat)
-        return self.second(torch.cat([whole, feat], -1)).amax(-2)
+        whole = amax(feat, -2, keepdim=True).expand_as(feat)
+        return amax(self.second(torch.cat([whole, feat], -1)), -2)
 
 
 def rows_mlp(channels: int, *widths: int) -> nn.Sequential:

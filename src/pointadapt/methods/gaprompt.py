@@ -16,6 +16,7 @@ from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
 from pointadapt.methods.pointpeft import neighborhoods
 from pointadapt.methods.sites import Site, width
+from pointadapt.ops.amax import amax
 from pointadapt.ops.neighbors import Groups, clouds_of, gather, group, group_stack, nearest
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
@@ -151,14 +152,14 @@ class Levels:
 
     row        [B, G, K] rows of the batch that each group holds;  center [B, G, 3]
     coarse     G/2 groups of K/2 centres among the centres
-    up         of the coarse centres at the centres (index and weight [B, G, k])
-    down       of the centres at the points, one stack of clouds after the other
+    up         [B, G, G/2] weights of the coarse centres at the centres
+    down       [b, N, G] of the centres at the points, one stack of b clouds after the other
     """
 
     row: Tensor
     coarse: Groups
-    up: tuple[Tensor, Tensor]
-    down: list[tuple[Tensor, Tensor]]
+    up: Tensor
+    down: list[Tensor]
 
     @classmethod
     def of(cls, point: Point, tokenizer: Any) -> Levels:
@@ -178,18 +179,16 @@ class Levels:
 
 
 @torch.no_grad()
-def interpolation(at: Tensor, known: Tensor, count: int = 32) -> tuple[Tensor, Tensor]:
-    """(index, weight) [B, N, k] of the nearest of points known [B, Q, 3] at [B, N, 3], inverse to squared distance."""
+def interpolation(at: Tensor, known: Tensor, count: int = 32) -> Tensor:
+    """[B, N, Q] weights of the nearest of points known [B, Q, 3] at [B, N, 3], inverse to squared distance, else 0.
+
+    Dense: about half of a few dozen points are among the nearest, and products are quicker than gathers.
+    """
     index = nearest(at, known, min(count, known.shape[1]))
     squared = (gather(known, index) - at[:, :, None]).square().sum(-1)
     weight = 1 / (squared + 1e-4)
-    return index, weight / weight.sum(-1, keepdim=True)
-
-
-def interpolated(feat: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
-    """[B, N, C] from feat [B, Q, C]."""
-    index, weight = where
-    return (weight[:, :, None] @ gather(feat, index)).squeeze(2)
+    weight = weight / weight.sum(-1, keepdim=True)
+    return weight.new_zeros(*at.shape[:2], known.shape[1]).scatter_(2, index, weight)
 
 
 class RowsMLP(nn.Sequential):
@@ -216,13 +215,13 @@ class ShiftNet(nn.Module):
 
     def forward(self, point: Point, levels: Levels) -> tuple[Tensor, Tensor]:
         waves = embedded(point.coord)
-        groups = self.fine(waves[levels.row]).amax(2)
-        coarse = self.coarse(gather(groups, levels.coarse.index)).amax(2)
-        groups = self.to_groups(torch.cat([groups, interpolated(coarse, levels.up)], -1))
+        groups = amax(self.fine(waves[levels.row]), 2)
+        coarse = amax(self.coarse(gather(groups, levels.coarse.index)), 2)
+        groups = self.to_groups(torch.cat([groups, levels.up @ coarse], -1))
         rows, taken = [], 0
-        for where in levels.down:
-            rows.append(interpolated(groups[taken : taken + len(where[0])], where).flatten(0, 1))
-            taken += len(where[0])
+        for weight in levels.down:
+            rows.append((weight @ groups[taken : taken + len(weight)]).flatten(0, 1))
+            taken += len(weight)
         feat = self.to_points(torch.cat([torch.cat(rows), waves], -1))
         return self.out(feat), coarse
 

@@ -17,6 +17,7 @@ from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.prompts import Prompt, drawn, joined, keys_and_values
 from pointadapt.methods.sites import Site, in_decoder, matches, plain_modules, width
+from pointadapt.ops.amax import amax
 from pointadapt.ops.neighbors import gather
 from pointadapt.ops.order import curve_order
 from pointadapt.point import Point
@@ -232,7 +233,7 @@ class Edges(RowsLayer):
         of_neighbor, of_center = self.linear.weight.split(channels, 1)
         near = gather(F.linear(x, of_neighbor), index.flatten(1)).view(batch, count, -1, channels)
         own = F.linear(x, of_center - of_neighbor)
-        return self.activate(near + own[:, :, None]).amax(2)
+        return amax(self.activate(near + own[:, :, None]), 2)
 
 
 @torch.no_grad()

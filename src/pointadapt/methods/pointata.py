@@ -21,6 +21,7 @@ from pointadapt.methods.adapter import hold
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.pae import PAE, NewEmbed, sincos, tube_of
 from pointadapt.methods.sites import Site, width
+from pointadapt.ops.amax import amax
 from pointadapt.ops.frames import anchor_frames, frames_in, take_clouds, times, tracks
 from pointadapt.ops.neighbors import gather, nearest
 from pointadapt.point import Point
@@ -242,7 +243,7 @@ class SCE(nn.Module):
         """[R, G, r] of feat [R, G, r]."""
         index, relative = tokens.remember_centers(("sce", self.kind, self.neighbors), lambda: self.around(tokens))
         gate = self.gate(relative.to(feat.dtype)).sigmoid()  # [R, G, k, r], or [R, G, r] from the frame's mean
-        context = (gate * feat).amax(1, keepdim=True) if index is None else (gate * gather(feat, index)).amax(2)
+        context = amax(gate * feat, 1, keepdim=True) if index is None else amax(gate * gather(feat, index), 2)
         return self.out(self.norm(context)).expand_as(feat)
 
     def around(self, tokens: Tokens) -> tuple[Tensor | None, Tensor]:

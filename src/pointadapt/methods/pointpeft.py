@@ -18,6 +18,7 @@ from pointadapt.errors import UserError
 from pointadapt.methods.adapters import BiasDelta, Retrained
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
 from pointadapt.methods.sites import Site, width
+from pointadapt.ops.amax import amax
 from pointadapt.ops.attention import attend
 from pointadapt.ops.neighbors import farthest_points, gather, nearest
 from pointadapt.tokens import Tokens
@@ -177,7 +178,7 @@ class Neighborhoods:
     def summed_up(self, nodes: Tensor, norm: nn.Module, inside: nn.Module | None = None) -> Tensor:
         """[B, G, C] from nodes [B, M, C]: gelu(norm(maximum)) + 0.3 of the middle node, spread by weight."""
         feat = gather(nodes, self.index)
-        highest = (feat if inside is None else inside(feat)).amax(2)
+        highest = amax(feat if inside is None else inside(feat), 2)
         highest = F.gelu(norm(highest.flatten(0, 1)).view_as(highest))
         return self.weight.to(highest.dtype) @ (highest + 0.3 * gather(nodes, self.node).to(highest.dtype))
 
