@@ -15,7 +15,7 @@ import tyro
 
 from pointadapt.data.prepare import PREPARE
 from pointadapt.errors import UserError
-from pointadapt.kinds import kind_of
+from pointadapt.kinds import YAML, kind_of
 from pointadapt.run import option
 
 
@@ -119,7 +119,8 @@ class Prepare:
             print(f"note: {note}", file=sys.stderr)
         if done.failed:
             raise UserError(f"{len(done.failed)} {what} were not written: {'; '.join(done.failed)}")
-        print(f"look at them with: pointadapt init {self.out}")
+        ready = (self.out / YAML).is_file()  # then init has nothing left to write
+        print(f"look at them with: pointadapt {'info' if ready else 'init'} {self.out}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Raw ScanNet, S3DIS and nuScenes, written here as their downloads are, become what init reads."""
+"""Raw ScanNet, S3DIS, nuScenes and SemanticKITTI, written here as their downloads are, become what init reads."""
 
 import json
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from plyfile import PlyData, PlyElement
 
+from pointadapt import cli
 from pointadapt.data import prepare_scenes
 from pointadapt.data.benchmark_init import init_benchmark
 from pointadapt.data.benchmarks import find_benchmark
 from pointadapt.data.prepare import prepare
 from pointadapt.data.scans import DataSet
 from pointadapt.errors import UserError
+from scene_layouts import write_semantickitti
 
 #: raw_category -> (id, nyu40id), as the official table has them.
 TABLE = {"wall": (1, 1), "office chair": (5, 5), "clock": (56, 40), "shelf": (8, 15), "nameless": ("", "")}
@@ -208,6 +210,31 @@ def test_large_tables_are_read_in_pieces(tmp_path):
         list(prepare_scenes.records(tmp_path / "rows.json"))
 
 
-def test_semantickitti_needs_none(tmp_path):
-    with pytest.raises(UserError, match="is read as it is"):
-        prepare("semantickitti", tmp_path, tmp_path / "out")
+@pytest.mark.parametrize("apart", [True, False])
+def test_semantickitti_is_read_where_it_lies(tmp_path, apart, capsys):
+    raw = write_semantickitti(tmp_path / "raw")
+    out = tmp_path / "out" if apart else raw
+    assert cli.main(["prepare", "semantickitti", str(raw), str(out)]) == 0
+    said = capsys.readouterr()
+    assert "wrote 1 dataset.yaml" in said.out and f"pointadapt info {out}" in said.out
+    assert "none was copied" in said.err and "sequences 01, 02, 03" in said.err
+    dataset, wanted = DataSet.open(out), find_benchmark(raw, "semantickitti").datasets["dataset.yaml"]
+    assert dataset.classes == wanted.classes and dataset.transform == "outdoor"
+    for split in ("train", "val"):
+        assert [p.resolve() for p in dataset.paths(split)] == [p.resolve() for p in wanted.paths(split)]
+    assert (dataset.read(dataset.paths("val")[0])["segment"] >= 0).any()
+    if apart:
+        assert [file.name for file in out.iterdir()] == ["dataset.yaml"]
+    assert prepare("semantickitti", raw, out).skipped == 1
+    assert prepare("semantickitti", raw, out, overwrite=True).written == 1
+
+
+def test_what_semantickitti_lacks(tmp_path):
+    raw = write_semantickitti(tmp_path / "raw")
+    with pytest.raises(UserError, match=f"not laid out as SemanticKITTI.*give {raw}"):
+        prepare("semantickitti", raw.parent, tmp_path / "out")
+    for file in (raw / "dataset/sequences/10/labels").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"10/labels: no \.label files"):
+        prepare("semantickitti", raw, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -67,7 +67,9 @@ PREPARE: dict[str, Preparation] = {
         "pointadapt.data.prepare_scenes:nuscenes",
     ),
     "semantickitti": Preparation(
-        "SemanticKITTI: nothing to do", "scans", "pointadapt.data.prepare_scenes:semantickitti"
+        "SemanticKITTI: sequences/00/velodyne/*.bin, labels/*.label; read as it is",
+        "dataset.yaml",
+        "pointadapt.data.prepare_scenes:semantickitti",
     ),
 }
 

@@ -1,11 +1,12 @@
-"""Raw ScanNet, S3DIS and nuScenes to what `pointadapt init` reads: Pointcept's folders, or lists of frames.
+"""Raw ScanNet, S3DIS, nuScenes and SemanticKITTI to what the library reads: Pointcept's folders, or lists of frames.
 
-Every scan becomes a folder with one .npy per attribute, whole or not at all.
+A scan of rooms becomes a folder with one .npy per attribute, whole or not at all; lidar frames stay where they are.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -19,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from pointadapt.data.benchmarks import AREAS, NUSCENES_LISTS, facts
+from pointadapt.data.benchmark_init import init_benchmark
+from pointadapt.data.benchmarks import AREAS, NUSCENES_LISTS, facts, find_benchmark
 from pointadapt.data.io import reason, replace
 from pointadapt.data.prepare import Outcome, Show
 from pointadapt.data.split_lists import APART
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
+from pointadapt.kinds import YAML
 
 #: What becomes of one scan: its arrays, and a sentence to tell or "".
 Arrays = tuple[dict[str, np.ndarray], str]
@@ -322,7 +325,15 @@ def seen_from(folder: Path, file: Path) -> str:
 
 
 def semantickitti(source: Path, out: Path, overwrite: bool, workers: int, show: Show | None) -> Outcome:
-    """`pointadapt prepare semantickitti`: says that its files are read as they are."""
-    raise UserError(
-        f"SemanticKITTI is read as it is: unpack velodyne and labels into one folder, then: pointadapt init {source}"
-    )
+    """`pointadapt prepare semantickitti`: no frame is converted; a dataset.yaml lists them where they lie."""
+    found = find_benchmark(source, "semantickitti")
+    assert found is not None  # it raises where the layout is another
+    if (out / YAML).is_file() and not overwrite:
+        return Outcome(0, 1)
+    kitti = found.datasets[YAML]
+    splits = {split: tuple(seen_from(out, source / place) for place in kitti.splits[split]) for split in kitti.splits}
+    there = dataclasses.replace(kitti, folder=out, splits=splits)
+    init_benchmark(out, dataclasses.replace(found, datasets={YAML: there}), overwrite=True)
+    if show is not None:
+        show(1, 1)
+    return Outcome(1, notes=(f"frames are read from {source} as they are, so keep it: none was copied", *found.notes))

@@ -21,7 +21,7 @@ APART = "\t"
 
 
 def expand(folder: Path, entry: str, file: Any) -> list[str]:
-    """The scans of an entry: "PATH" or "PATH<tab>LABELS" each, relative to ``folder``.
+    """The scans of an entry: "PATH" or "PATH<tab>LABELS" each, relative to ``folder`` where it lies in it.
 
     file   the dataset.yaml, for messages
     Raises UserError for a list that cannot be read, and for a folder or list without scans.
@@ -31,7 +31,8 @@ def expand(folder: Path, entry: str, file: Any) -> list[str]:
         return read_list(path, file)
     if not path.is_dir() or is_scan(path):
         return [entry]
-    found = [scan.relative_to(folder).as_posix() for scan in walk_scans(path)]
+    scans = walk_scans(path)  # an absolute entry may lie outside of the data set's folder
+    found = [(scan.relative_to(folder) if scan.is_relative_to(folder) else scan).as_posix() for scan in scans]
     if not found:
         raise UserError(f"{file}: `splits` lists the folder {path}, which holds no scans")
     return found
