@@ -32,6 +32,11 @@ SELECTION = {
 }
 
 LAST = "adapter/last is the last step; no score chose it."
+#: Settings and keys of evaluation.json in which runs agree whose confusions are summed.
+FOLDS_SHARE = (
+    "method", "options", "backbone", "weights", "compat", "architecture", "decoder", "labels",
+    "checkpoint", "classes", "absent", "tta",
+)  # fmt: skip
 
 
 def evaluate(
@@ -84,36 +89,38 @@ def evaluate(
     return result
 
 
+def scored(folder: Path) -> dict[str, Any]:
+    """A run's last evaluation of scenes, with the run's settings beside."""
+    file = folder / "evaluation.json"
+    again = f"score it with pointadapt evaluate {folder}"
+    if not file.is_file():
+        raise UserError(f"{folder} has no evaluation.json: {again}")
+    found = {**read_json(folder / "run.json")["run"], **json.loads(file.read_text()), "run": str(folder)}
+    if found.get("kind", "scenes") != "scenes":
+        raise UserError(f"{folder} is for {found['kind']}: only evaluations of scenes can be pooled")
+    if "scans" not in found:
+        raise UserError(f"{file} does not tell which scans it is on, as older ones do not: {again}")
+    return found
+
+
 def pool(folders: Sequence[Path | str]) -> dict[str, Any]:
     """Scores of the summed confusions of several runs' last evaluations: the 6-fold figures of S3DIS.
 
     folders   of runs with an evaluation.json each, which split the points among them
-    Raises UserError when one is missing, or they differ in classes, in how absent classes count or in views, or two
-    scored the same data.
+    Raises UserError when one is missing, when two scored the same scan, or when they differ in anything of FOLDS_SHARE.
     """
-    results = []
-    for folder in map(Path, folders):
-        file = folder / "evaluation.json"
-        if not file.is_file():
-            raise UserError(f"{folder} has no evaluation.json: score it first with pointadapt evaluate {folder}")
-        results.append({**json.loads(file.read_text()), "run": str(folder)})
+    results = [scored(Path(folder)) for folder in folders]
     if len(results) < 2:
         raise UserError("pooling needs the folders of two runs or more")
     first = results[0]
+    seen: dict[str, str] = {}
     for result in results:
-        if result.get("kind", "scenes") != "scenes":
-            raise UserError(f"{result['run']} is for {result['kind']}: only evaluations of scenes can be pooled")
-        for key in ("classes", "absent", "tta"):
-            if result[key] != first[key]:
+        for key in FOLDS_SHARE:
+            if result.get(key) != first.get(key):
                 raise UserError(f"{result['run']} and {first['run']} differ in {key}: they cannot be pooled")
-    seen: dict[Any, str] = {}
-    for result in results:
-        content = read_json(Path(result["run"]) / "run.json")
-        scans = json.dumps(content["dataset"]["splits"].get(result["split"]))
-        scored = (content["run"]["data"], result["split"], scans)
-        if scored in seen:
-            raise UserError(f"{result['run']} and {seen[scored]} scored the same scans: each fold counts once")
-        seen[scored] = result["run"]
+        if twice := next((scan for scan in result["scans"] if scan in seen), None):
+            raise UserError(f"{result['run']} and {seen[twice]} both scored {twice}: a scan counts once")
+        seen.update(dict.fromkeys(result["scans"], result["run"]))
     confusion = torch.stack([torch.tensor(result["confusion"]) for result in results]).sum(0)
     further = {"mIoU of the folds, mean": sum(result["miou"] for result in results) / len(results)}
     return {

@@ -211,34 +211,64 @@ def test_keys_that_are_wrong(tmp_path, changes, message):
         DataSet.open(changed(write_scans(tmp_path), **changes))
 
 
-def test_pooled_folds(tmp_path, capsys):
+def two_folds(tmp_path):
+    """Runs of two folds, trained and scored, each a yaml of its own; names of all scans."""
     write_scans(tmp_path / "scans", train=2, val=1, test=0)
-    content = yaml.safe_load((tmp_path / "scans/dataset.yaml").read_text())
-    folds = []
-    names = sum(content["splits"].values(), [])
+    names = ["train0.ply", "train1.ply", "val2.ply"]
+    runs = []
     for number, name in enumerate(names[:2]):
-        splits = {"train": [n for n in names if n != name], "val": [name]}
-        (tmp_path / f"scans/fold{number}.yaml").write_text(yaml.safe_dump({**content, "splits": splits}))
-        data = tmp_path / f"scans/fold{number}.yaml"
-        run = tiny_run(tmp_path, data=data, out=tmp_path / f"run{number}", steps=2)
-        train(run)
-        folds.append((run.folder, evaluate(run, "val")))
-    result = pool([folder for folder, _ in folds])
-    confusion = sum(torch.tensor(found["confusion"]) for _, found in folds)
+        data = write_fold(tmp_path, number, train=[n for n in names if n != name], val=[name])
+        runs.append(tiny_run(tmp_path, data=data, out=tmp_path / f"run{number}", steps=2))
+        train(runs[-1])
+        evaluate(runs[-1], "val")
+    return runs, names
+
+
+def write_fold(tmp_path, number, **splits):
+    content = yaml.safe_load((tmp_path / "scans/dataset.yaml").read_text())
+    file = tmp_path / f"scans/fold{number}.yaml"
+    file.write_text(yaml.safe_dump({**content, "splits": splits}))
+    return file
+
+
+def test_pooled_folds(tmp_path, capsys):
+    folders = [run.folder for run in two_folds(tmp_path)[0]]
+    found = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
+    result = pool(folders)
+    confusion = sum(torch.tensor(one["confusion"]) for one in found)
     assert result["miou"] == scores(confusion).miou and result["points"] == int(confusion.sum())
-    assert result["further"]["mIoU of the folds, mean"] == pytest.approx(np.mean([f["miou"] for _, f in folds]))
+    assert result["further"]["mIoU of the folds, mean"] == pytest.approx(np.mean([one["miou"] for one in found]))
     file = tmp_path / "pooled.json"
-    assert cli.main(["pool", *(str(folder) for folder, _ in folds), "--out", str(file)]) == 0
+    assert cli.main(["pool", *map(str, folders), "--out", str(file)]) == 0
     assert json.loads(file.read_text())["miou"] == result["miou"] and "2 folds" in capsys.readouterr().out
-    with pytest.raises(UserError, match="scored the same scans: each fold counts once"):
-        pool([folds[0][0], folds[0][0]])
-    with pytest.raises(UserError, match="two runs or more"):
-        pool([folds[0][0]])
-    evaluate(folds[1][0], "val", absent="zero")
-    with pytest.raises(UserError, match="differ in absent"):
-        pool([folder for folder, _ in folds])
-    with pytest.raises(UserError, match="score it first"):
-        pool([folds[0][0], tmp_path])
+
+
+def test_folds_that_do_not_belong_together(tmp_path):
+    (first, second), names = two_folds(tmp_path)
+    folders = [first.folder, second.folder]
+
+    def refused(folders, message):
+        with pytest.raises(UserError, match=message):
+            pool(folders)
+
+    refused(folders[:1], "two runs or more")
+    refused([folders[0], tmp_path], "has no evaluation.json: score it with")
+    refused([folders[0]] * 2, f"both scored .*{names[0]}: a scan counts once")
+    evaluate(second, "val", absent="zero")
+    refused(folders, "differ in absent")
+    evaluate(second, "val", checkpoint="last")
+    refused(folders, "differ in checkpoint")
+    other = tiny_run(tmp_path, data=second.data, out=tmp_path / "other", steps=1, method="linear")
+    train(other)
+    evaluate(other, "val")
+    refused([first.folder, other.folder], "differ in method")
+    write_fold(tmp_path, 1, train=names[2:], val=names[1::-1])  # two scans, one of them the other fold's
+    evaluate(second, "val")
+    refused(folders, f"both scored .*{names[0]}")
+    evaluation = second.folder / "evaluation.json"
+    older = {key: value for key, value in json.loads(evaluation.read_text()).items() if key != "scans"}
+    evaluation.write_text(json.dumps(older))
+    refused(folders, "does not tell which scans")
 
 
 # --- lidar frames ---------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Scenes(Domain):
     def evaluate(
         self, model: nn.Module, items: ScanDataset, device: torch.device, asked: Asked, shown: int = 0
     ) -> Found:
-        """Scores on the original points of all scans, and the confusion [classes, classes].
+        """Scores on the original points of all scans, which are named, and the confusion [classes, classes].
 
         ``further`` has the mean IoU of the data set's groups of classes, and of its top_k with several labels.
         """
@@ -107,7 +107,8 @@ class Scenes(Domain):
         further = group_scores(result.iou, self.names, self.dataset.groups)
         for k, matrix in tops.items():
             further[f"mIoU top-{k}, any label"] = scores(sum_over_processes(matrix), asked.absent).miou
-        details = {"absent": asked.absent, "further": further, "confusion": counts.tolist()}
+        scans = [str(path.resolve()) for path in items.dataset.paths(items.split)]
+        details = {"absent": asked.absent, "further": further, "scans": scans, "confusion": counts.tolist()}
         return Found(result.as_dict(), details, views)
 
     def jobs(self, source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
