@@ -20,6 +20,7 @@ from pointadapt.errors import UserError
 from pointadapt.methods import METHODS
 from pointadapt.run import Run
 from pointadapt.train import Batches, check_trained, make_accelerator, train
+from tiny_objects import object_run
 from tiny_runs import scenes, tiny_run, write_scans
 
 HERE = Path(__file__).parent
@@ -257,29 +258,43 @@ PROCESSES = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
+from tiny_objects import object_run
 from tiny_runs import tiny_run
 from pointadapt.train import train
-result = train(tiny_run(Path({folder!r}), steps=6, eval_every=3))
+result = train({run})
 assert result["processes"] == 2, result
 """
 
 
+def train_in_two(folder: Path, run: str) -> None:
+    """Train ``run``, an expression, on two processes: gloo on the CPU."""
+    script = folder / "script.py"
+    script.write_text(PROCESSES.format(path=[str(HERE), str(HERE.parent / "src")], run=run))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    """gloo on the CPU: half a batch each, gradients averaged, one set of files, scores over all scans."""
+    """Half a batch each, gradients averaged, one set of files, scores over all scans."""
     one = tiny_run(tmp_path / "one", steps=6, eval_every=3)
     write_scans(one.data, val=3)
     train(one)
     two = tiny_run(tmp_path / "two", steps=6, eval_every=3)
     write_scans(two.data, val=3)
-    script = tmp_path / "script.py"
-    script.write_text(PROCESSES.format(path=[str(HERE), str(HERE.parent / "src")], folder=str(tmp_path / "two")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_two(tmp_path, f"tiny_run(Path({str(tmp_path / 'two')!r}), steps=6, eval_every=3)")
     assert [row["step"] for row in rows(two)] == [row["step"] for row in rows(one)]
     for a, b in zip(rows(one), rows(two), strict=True):
         if "miou" in a:
             assert a["points"] == b["points"] and abs(a["miou"] - b["miou"]) < 0.3
     assert adapter(one).keys() == adapter(two).keys()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_loss_beside_the_output(tmp_path):
+    """PointLoRA's scorer learns from its own loss, which does not pass through the logits."""
+    run = object_run(tmp_path, method="pointlora", steps=2)
+    train_in_two(tmp_path, f"object_run(Path({str(tmp_path)!r}), method='pointlora', steps=2)")
+    assert any(".scorer." in key for key in adapter(run))

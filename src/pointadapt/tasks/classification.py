@@ -13,13 +13,14 @@ from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
 from pointadapt.ops.segment import segment_max, segment_mean
 from pointadapt.point import Point
+from pointadapt.tasks.auxiliary import WithAuxiliary
 from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, check_untrained, class_names
 from pointadapt.tokens import Tokens
 
 HeadKind = Literal["mlp3", "mlp2", "linear", "appt"]
 
 
-class Classification(nn.Module):
+class Classification(WithAuxiliary):
     """``model(point) -> logits [B, classes]``, one row per cloud.
 
     backbone   any Backbone
@@ -54,7 +55,6 @@ class Classification(nn.Module):
         self.backbone = backbone
         self.name_or_path = backbone.name_or_path
         self.head_kind, self.smoothing, self.dropout = head, smoothing, dropout
-        self.auxiliary: Tensor | None = None
         self.read: tuple[str, ...] = ()
         self.read_from(read or backbone.reads)
 
@@ -73,17 +73,12 @@ class Classification(nn.Module):
 
     def forward(self, point: Point) -> Tensor:
         out = self.backbone(point)
-        losses = out.extra.get("losses")
-        self.auxiliary = sum(losses.values()) if losses and torch.is_grad_enabled() else None
-        return self.head(readout(out, self.read))
+        return self.keep_losses(out, self.head(readout(out, self.read)))
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy of logits [B, C] and class indices [B], plus what the last forward pass left in
         ``extra["losses"]`` (name -> scalar), in float32."""
-        loss = F.cross_entropy(logits.float(), label, label_smoothing=self.smoothing)
-        if self.auxiliary is not None:
-            loss, self.auxiliary = loss + self.auxiliary, None
-        return loss
+        return self.with_auxiliary(F.cross_entropy(logits.float(), label, label_smoothing=self.smoothing))
 
 
 def readout(out: Tokens | Point, parts: Sequence[str]) -> Tensor:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
 from pointadapt.ops.frames import frames_in, take_clouds, times
 from pointadapt.point import Point
+from pointadapt.tasks.auxiliary import WithAuxiliary
 from pointadapt.tasks.classification import readout, width_of
 from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, check_untrained, class_names
 from pointadapt.tokens import Tokens
 
 
-class VideoTask(nn.Module):
+class VideoTask(WithAuxiliary):
     """A frozen 3D backbone on the frames of clips, and a head.
 
     A clip is a run of T clouds of the packed Point, ``point.extra["frames"]`` is T, the same for all clips of a batch.
@@ -48,7 +48,6 @@ class VideoTask(nn.Module):
         self.chunk = chunk
         self.reach, self.own_reach, self.stride = 0, 0, 1  # frames that adapters, and the tokens themselves, see
         self.read: tuple[str, ...] = ()
-        self.auxiliary: Tensor | None = None
         if weights is not None and len(weights) != len(self.classes):
             raise UserError(f"weights has {len(weights)} entries for {len(self.classes)} classes")
         self.register_buffer("weights", weights, persistent=False)
@@ -76,18 +75,7 @@ class VideoTask(nn.Module):
 
     def frames_at_once(self, point: Point) -> Tensor:
         out: Tokens = self.backbone(point)  # type: ignore[assignment]
-        self.keep_losses(out)
-        return readout(out, self.read).unflatten(0, (-1, frames_in(out, len(out))))
-
-    def keep_losses(self, out: Any) -> None:
-        losses = out.extra.get("losses")
-        self.auxiliary = sum(losses.values()) if losses and torch.is_grad_enabled() else None
-
-    def with_auxiliary(self, loss: Tensor) -> Tensor:
-        """``loss`` plus what the last forward pass left in ``extra["losses"]``."""
-        if self.auxiliary is not None:
-            loss, self.auxiliary = loss + self.auxiliary, None
-        return loss
+        return self.keep_losses(out, readout(out, self.read).unflatten(0, (-1, frames_in(out, len(out)))))
 
     def windows(self, point: Point) -> Iterator[tuple[Point, slice]]:
         """Parts of the clips in order, and which of their frames with tokens are wanted; all at once for gradients."""

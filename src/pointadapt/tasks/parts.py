@@ -16,6 +16,7 @@ from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
 from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point
+from pointadapt.tasks.auxiliary import WithAuxiliary
 from pointadapt.tasks.classification import read_part
 from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, check_untrained, class_names
 from pointadapt.tokens import Tokens
@@ -36,7 +37,7 @@ RENAMED = [
 ]
 
 
-class PartSegmentation(nn.Module):
+class PartSegmentation(WithAuxiliary):
     """``model(point) -> logits [N, parts]``, one row per point; clouds may be of different size.
 
     backbone    one that works on groups of points and has ``taps``
@@ -77,7 +78,6 @@ class PartSegmentation(nn.Module):
         self.name_or_path = backbone.name_or_path
         self.taps = tuple(thirds(backbone.depth) if taps is None else sorted(taps))
         self.dropout = dropout
-        self.auxiliary: Tensor | None = None
         self.read: tuple[str, ...] = ()
         self.read_from(read or backbone.part_reads)
 
@@ -100,10 +100,8 @@ class PartSegmentation(nn.Module):
         category = self.category_of(point)
         tapped = self.backbone.taps(point, self.taps)
         last = tapped[-1]
-        losses = last.extra.get("losses")
-        self.auxiliary = sum(losses.values()) if losses and torch.is_grad_enabled() else None
         feat, whole = side_by_side(tapped, self.read)
-        return self.head(point, last.center, feat, whole, category)
+        return self.keep_losses(last, self.head(point, last.center, feat, whole, category))
 
     def category_of(self, point: Point) -> Tensor | None:
         """[B] the clouds' categories. Raises UserError where they are missing or unknown."""
@@ -124,9 +122,7 @@ class PartSegmentation(nn.Module):
             loss = F.cross_entropy(logits.float(), segment, ignore_index=ignore)
         else:
             loss = logits.float().sum() * 0
-        if self.auxiliary is not None:
-            loss, self.auxiliary = loss + self.auxiliary, None
-        return loss
+        return self.with_auxiliary(loss)
 
     def restrict(self, logits: Tensor, category: Tensor) -> Tensor:
         """``logits`` [N, parts] with -inf at parts that do not belong to the category [N] of each point."""

@@ -104,15 +104,14 @@ class VideoSegmentation(VideoTask):
         last = tapped[-1]
         if len(last) != point.num_clouds or last.center is None:
             raise UserError("segmentation needs tokens in every frame: use the method with stride 1")
-        self.keep_losses(last)
         if self.head_kind != "mlp":
-            return self.from_pyramid(point, last, kept)
+            return self.keep_losses(last, self.from_pyramid(point, last, kept))
         feat, whole = side_by_side(tapped, self.read)
         center = last.center
         if kept != slice(None):  # a window is one clip
             rows = torch.arange(point.num_clouds, device=feat.device)[kept]
             point, center, feat, whole = take_clouds(point, rows), center[rows], feat[rows], whole[rows]
-        return self.head(point, center, feat, whole)
+        return self.keep_losses(last, self.head(point, center, feat, whole))
 
     def from_pyramid(self, point: Point, last: Tokens, kept: slice) -> Tensor:
         assert last.center is not None
