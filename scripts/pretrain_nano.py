@@ -23,10 +23,11 @@ from torch import nn
 from pointadapt.backbones.backbone import fingerprint
 from pointadapt.backbones.weights import load_backbone, save_backbone
 from pointadapt.data.loader import ScanDataset, collate_batch
+from pointadapt.data.presets import indoor_train, outdoor_train
 from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic import write_rooms
 from pointadapt.data.synthetic_aerial import write_tiles
-from pointadapt.data.transforms import Compose, Sample, indoor_train, outdoor_train
+from pointadapt.data.transforms import Compose, Sample
 from pointadapt.metrics import confusion_matrix, scores
 from pointadapt.tasks.segmentation import segmentation_loss
 

@@ -11,8 +11,8 @@ from pointadapt.data.benchmark_init import init_benchmark
 from pointadapt.data.benchmarks import BENCHMARKS, CHUNKS, facts, find_benchmark
 from pointadapt.data.io import read_scan, write_labels
 from pointadapt.data.loader import ScanDataset
+from pointadapt.data.presets import TRAIN_TRANSFORMS, eval_transform
 from pointadapt.data.scans import DataSet
-from pointadapt.data.transforms import TRAIN_TRANSFORMS, eval_transform
 from pointadapt.errors import UserError
 from pointadapt.run import Run
 from scene_layouts import (

@@ -7,8 +7,8 @@ import yaml
 
 from pointadapt.data import loader
 from pointadapt.data.loader import ScanDataset, collate_batch, thin
+from pointadapt.data.presets import eval_transform, outdoor_train
 from pointadapt.data.scans import DataSet
-from pointadapt.data.transforms import eval_transform, outdoor_train
 from pointadapt.errors import UserError
 
 

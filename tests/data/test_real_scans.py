@@ -11,9 +11,9 @@ from pointadapt.data.benchmark_init import init_benchmark
 from pointadapt.data.benchmarks import find_benchmark
 from pointadapt.data.io import read_scan, write_labels
 from pointadapt.data.loader import ScanDataset
+from pointadapt.data.presets import eval_transform, outdoor_train
 from pointadapt.data.scans import DataSet
 from pointadapt.data.survey import init_dataset
-from pointadapt.data.transforms import eval_transform, outdoor_train
 
 ROOT = Path(os.environ.get("POINTADAPT_REAL_DATA", "nowhere"))
 IGN = sorted(ROOT.glob("04_*/*.laz"))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pointadapt.data import presets as P
 from pointadapt.data import transforms as T
 
 
@@ -43,13 +44,13 @@ ALL = {
     "keep": T.KeepOriginal(),
     "color": T.NormalizeColor(),
     "collect": T.Collect(),
-    "indoor": T.indoor_train(0.1, 400),
-    "outdoor": T.outdoor_train(0.1, 400),
-    "aerial": T.aerial_train(0.1, 400),
-    "eval": T.eval_transform(0.1),
-    "sonata": T.sonata_default(),
-    "utonia": T.utonia_default(0.5),
-    "utonia_object": T.utonia_default(normalize_coord=True),
+    "indoor": P.indoor_train(0.1, 400),
+    "outdoor": P.outdoor_train(0.1, 400),
+    "aerial": P.aerial_train(0.1, 400),
+    "eval": P.eval_transform(0.1),
+    "sonata": P.sonata_default(),
+    "utonia": P.utonia_default(0.5),
+    "utonia_object": P.utonia_default(normalize_coord=True),
 }
 
 
@@ -196,6 +197,35 @@ def test_grid_sample_and_back():
     np.testing.assert_array_equal(a, b)
 
 
+def few_labels(count=20):
+    made = sample()
+    made["segment"] = np.where(np.arange(3000) % (3000 // count) == 7, np.arange(3000) % 3, -1)
+    return made, np.flatnonzero(made["segment"] >= 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dropout_spares_few_labelled_points(seed):
+    made, known = few_labels()
+    plain, out = (run(T.RandomDropout(0.5, 1), {**made, "few_labels": few}, seed) for few in (False, True))
+    assert len(out["coord"]) == len(plain["coord"]) + 20 - (plain["segment"] >= 0).sum() < 1520
+    np.testing.assert_array_equal(out["coord"][out["segment"] >= 0], made["coord"][known])
+    np.testing.assert_array_equal(out["coord"][out["segment"] < 0], plain["coord"][plain["segment"] < 0])
+
+
+@pytest.mark.parametrize("rng", [np.random.default_rng, np.random.RandomState])
+def test_a_voxel_with_one_of_few_labels_is_represented_by_it(rng):
+    made, known = few_labels(60)
+    taken = set()
+    for seed in range(20):
+        plain, out = (T.GridSample(0.5)({**made, "few_labels": few}, rng(seed)) for few in (False, True))
+        labelled = np.isin(np.arange(len(out["coord"])), out["inverse"][known])
+        np.testing.assert_array_equal(out["segment"] >= 0, labelled)
+        np.testing.assert_array_equal(out["coord"][~labelled], plain["coord"][~labelled])
+        np.testing.assert_array_equal(out["grid_coord"], plain["grid_coord"])
+        taken |= set(map(bytes, out["coord"][labelled]))
+    assert len(taken) == 60  # of several in one voxel each has its turn
+
+
 def test_rows_taken_after_grid_sampling_drop_the_stale_inverse():
     assert "inverse" not in run(T.Compose([T.GridSample(0.2), T.SphereCrop(50)]))
 
@@ -211,7 +241,7 @@ def test_fragments_hold_every_point():
 
 
 def test_thirteen_views():
-    views = T.tta_views()
+    views = P.tta_views()
     centred = run(T.CenterShift())
     seen = [run(view, centred)["coord"] for view in views]
     assert len(seen) == 13
@@ -224,7 +254,7 @@ def test_thirteen_views():
 
 def test_features_are_coordinates_colour_and_normals():
     made = sample()
-    out = run(T.eval_transform(0.1), made)
+    out = run(P.eval_transform(0.1), made)
     np.testing.assert_array_equal(out["feat"][:, :3], out["coord"])
     np.testing.assert_allclose(out["feat"][:, 6:], out["normal"])
     assert out["feat"].shape[1] == 9 and 0.5 < out["feat"][:, 3:6].max() <= 1
@@ -233,7 +263,7 @@ def test_features_are_coordinates_colour_and_normals():
 
 
 def test_indoor_preset_is_the_published_recipe():
-    steps = T.indoor_train().steps[1:]  # the first only spares work on very large scans
+    steps = P.indoor_train().steps[1:]  # the first only spares work on very large scans
     assert " ".join(type(step).__name__ for step in steps) == (
         "CenterShift RandomDropout RandomRotate RandomRotate RandomRotate RandomScale RandomFlip RandomJitter "
         "ElasticDistortion ChromaticAutoContrast ChromaticTranslation ChromaticJitter GridSample SphereCrop "
@@ -250,12 +280,12 @@ def test_indoor_preset_is_the_published_recipe():
         T.ChromaticJitter(0.95, 0.05),
     ]
     assert (steps[12], steps[13]) == (T.GridSample(0.02), T.SphereCrop(102_400))
-    rate = [step for step in T.indoor_train(0.02, 204_800, rate=0.6).steps if isinstance(step, T.SphereCrop)]
+    rate = [step for step in P.indoor_train(0.02, 204_800, rate=0.6).steps if isinstance(step, T.SphereCrop)]
     assert rate[1:] == [T.SphereCrop(rate=0.6), T.SphereCrop(204_800)]
 
 
 def test_presets_respect_the_number_of_points():
-    for preset in T.TRAIN_TRANSFORMS.values():
+    for preset in P.TRAIN_TRANSFORMS.values():
         out = run(preset(0.05, 200))
         assert len(out["feat"]) == 200
         assert np.abs(out["coord"][:, :2].min(0) + out["coord"][:, :2].max(0)).max() < 1e-4

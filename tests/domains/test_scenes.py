@@ -135,6 +135,21 @@ def test_lists_of_points_that_are_wrong(tmp_path):
         open_domain(tiny_run(tmp_path, labels=str(tmp_path / "missing.txt")))
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_few_labels_reach_the_model(tmp_path, listed):
+    write_scans(tmp_path / "scans", train=1)
+    labels = "20pts"
+    if listed:
+        labels = str(tmp_path / "points.json")
+        rows = np.flatnonzero(scan(0)[2] != 99)[::40]
+        (tmp_path / "points.json").write_text(json.dumps({"train0": rows.tolist()}))
+    domain = open_domain(tiny_run(tmp_path, labels=labels, points=5000))
+    items = domain.items("train", train=True)
+    samples = [domain.draw(items, 0, np.random.default_rng(seed)) for seed in range(20)]
+    known = [(sample["segment"] >= 0).sum() for sample in samples]
+    assert max(known) <= (len(rows) if listed else 20) and np.mean(known) > 18  # two may fall into one voxel
+
+
 def test_thinning_prefers_labelled_points():
     rng = np.random.default_rng(0)
     segment = np.full(1000, -1)

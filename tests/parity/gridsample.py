@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pointadapt.data.loader import collate_batch
-from pointadapt.data.transforms import Transform, sonata_default, utonia_default
+from pointadapt.data.presets import sonata_default, utonia_default
+from pointadapt.data.transforms import Transform
 from pointadapt.ops.voxel import HASHES, grid_index, voxelize
 
 

@@ -34,9 +34,9 @@ from pointadapt.data.object_set import UP, ObjectSet
 from pointadapt.data.object_transforms import object_eval
 from pointadapt.data.objects import collate_objects, prepare, thin
 from pointadapt.data.open import open_dataset
+from pointadapt.data.presets import eval_transform
 from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
-from pointadapt.data.transforms import eval_transform
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.errors import UserError

@@ -15,9 +15,10 @@ import yaml
 from pointadapt.data.formats.lidar import read_labels
 from pointadapt.data.geometry import estimate_normals
 from pointadapt.data.io import is_scan, read_scan
+from pointadapt.data.presets import TRAIN_TRANSFORMS
 from pointadapt.data.scan import Scan
 from pointadapt.data.split_lists import expand, labels_of, scan_of
-from pointadapt.data.transforms import TRAIN_TRANSFORMS, Sample
+from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
 from pointadapt.kinds import YAML
 

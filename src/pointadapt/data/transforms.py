@@ -7,8 +7,9 @@ arrays are never written to. All randomness comes from the ``rng`` handed in. Ke
     normal     [N, 3] float32, zeros if missing                      segment  [N] int64 class index, -1 = ignored
     grid_coord [N, 3] int64, voxel indices                           feat     [N, C] float32, made by Collect
     inverse    [N_before] int64, row of each point after GridSample  origin_segment  [N_before], its label
+    few_labels True where a training point with a label is rare: no transform then drops it for one without
 
-Order and parameters of the presets are the published ones of Sonata and PointTPA (Pointcept configs).
+Published sequences of them are in presets.py.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ PER_POINT = ("coord", "color", "normal", "segment", "more_segments", "grid_coord
 def take(sample: Sample, rows: np.ndarray) -> Sample:
     """The sample with only these rows of everything that belongs to single points; ``inverse`` no longer holds."""
     return {k: v[rows] if k in PER_POINT else v for k, v in sample.items() if k != "inverse"}
+
+
+def rare(sample: Sample) -> np.ndarray:
+    """Rows of labelled points that must not get lost: all where labels are few, else none."""
+    return np.flatnonzero(sample["segment"] >= 0) if sample.get("few_labels") else np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,7 @@ class ChromaticJitter:
 
 @dataclass(frozen=True)
 class RandomDropout:
-    """Keep ``int((1 - ratio) * N)`` points, without replacement, with probability ``p``."""
+    """Keep ``int((1 - ratio) * N)`` points, without replacement, with probability ``p``; all labelled ones if few."""
 
     ratio: float = 0.2
     p: float = 1.0
@@ -257,8 +263,8 @@ class RandomDropout:
         if rng.random() >= self.p:
             return sample
         size = len(sample["coord"])
-        keep = max(int(size * (1 - self.ratio)), min(size, 1))
-        return take(sample, np.sort(rng.choice(size, keep, replace=False)))
+        keep = rng.choice(size, max(int(size * (1 - self.ratio)), min(size, 1)), replace=False)
+        return take(sample, np.union1d(keep, rare(sample)))
 
 
 @dataclass(frozen=True)
@@ -287,7 +293,8 @@ class SphereCrop:
 class GridSample:
     """One point per voxel; adds ``grid_coord``, and ``inverse`` for what comes back to all points.
 
-    pick  "random": uniformly among the voxel's points; "fixed": the same one each time, for evaluation.
+    pick  "random": uniformly among the voxel's points (its labelled ones, where labels are few and it has any);
+          "fixed": the same one each time, for evaluation.
     With a legacy ``RandomState`` for ``rng`` the draw is the official one: ``randint(0, count.max(), M) % count``.
     """
 
@@ -302,8 +309,12 @@ class GridSample:
             return torch.from_numpy(rng.integers(0, count.numpy()))
 
         coord = torch.tensor(sample["coord"])  # a copy: the array may be a read-only memory map
-        rows, cells, inverse = grid_sample(coord, self.grid_size, self.hash, None if self.pick == "fixed" else draw)
-        return {**take(sample, rows.numpy()), "grid_coord": cells.numpy(), "inverse": inverse.numpy()}
+        found = grid_sample(coord, self.grid_size, self.hash, None if self.pick == "fixed" else draw)
+        rows, cells, inverse = (part.numpy() for part in found)
+        if self.pick == "random" and len(labelled := rare(sample)):
+            labelled = rng.permutation(labelled)
+            rows[inverse[labelled]] = labelled  # of several in one voxel the last stays: a random one
+        return {**take(sample, rows), "grid_coord": cells, "inverse": inverse}
 
 
 def fragments(sample: Sample, grid_size: float, rng: np.random.Generator) -> list[Sample]:
@@ -343,124 +354,3 @@ class Collect:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         return {**sample, "feat": np.concatenate([sample[k] for k in self.keys], 1).astype(np.float32)}
-
-
-# --- presets --------------------------------------------------------------------------------------------------------
-
-#: A training crop starts from this many raw points per voxel it may end with. No effect on scans of the published
-#: benchmarks at their published crop; it spares large tiles the work on points that the crop would throw away.
-POINTS_PER_VOXEL = 8
-
-
-def indoor_train(grid_size: float = 0.02, points: int = 102_400, rate: float | None = None) -> Compose:
-    """Training transforms of Sonata, GEM and PointTPA on ScanNet; S3DIS: ``rate=0.6, points=204_800``."""
-    origin = (0.0, 0.0, 0.0)
-    crops = [SphereCrop(rate=rate)] if rate else []
-    return Compose(
-        [
-            SphereCrop(POINTS_PER_VOXEL * points),
-            CenterShift(),
-            RandomDropout(),
-            RandomRotate(np.pi, "z", origin),
-            RandomRotate(np.pi / 64, "x"),
-            RandomRotate(np.pi / 64, "y"),
-            RandomScale(),
-            RandomFlip(),
-            RandomJitter(),
-            ElasticDistortion(),
-            ChromaticAutoContrast(),
-            ChromaticTranslation(),
-            ChromaticJitter(),
-            GridSample(grid_size),
-            *crops,
-            SphereCrop(points),
-            CenterShift(apply_z=False),
-            NormalizeColor(),
-            Collect(),
-        ]
-    )
-
-
-def outdoor_train(grid_size: float = 0.02, points: int = 102_400) -> Compose:
-    """Training transforms for lidar: those of PTv3 on nuScenes, on random columns from the ground up."""
-    return Compose(
-        [
-            SphereCrop(POINTS_PER_VOXEL * points, column=True),
-            CenterShift(),
-            RandomRotate(np.pi, "z", (0.0, 0.0, 0.0)),
-            RandomScale(),
-            RandomFlip(),
-            RandomJitter(),
-            GridSample(grid_size),
-            SphereCrop(points, column=True),
-            CenterShift(),
-            NormalizeColor(),
-            Collect(),
-        ]
-    )
-
-
-def aerial_train(grid_size: float = 0.02, points: int = 102_400) -> Compose:
-    """Training transforms for airborne surveys: turns and flips of random columns, nothing else.
-
-    Their classes are defined by metres above the ground (low vegetation ends at 0.5 m), and a survey is precise to
-    centimetres: scaling and jitter of a quarter voxel would wipe out just that.
-    """
-    return Compose(
-        [
-            SphereCrop(POINTS_PER_VOXEL * points, column=True),
-            CenterShift(),
-            RandomRotate(np.pi, "z", (0.0, 0.0, 0.0), p=1.0),
-            RandomFlip(),
-            GridSample(grid_size),
-            SphereCrop(points, column=True),
-            CenterShift(),
-            NormalizeColor(),
-            Collect(),
-        ]
-    )
-
-
-def s3dis_train(grid_size: float = 0.02, points: int = 204_800) -> Compose:
-    """:func:`indoor_train` on the nearest 60 % of a room's voxels: the published recipe for whole rooms of S3DIS."""
-    return indoor_train(grid_size, points, rate=0.6)
-
-
-TRAIN_TRANSFORMS: dict[str, Callable[..., Compose]] = {
-    "indoor": indoor_train,
-    "s3dis": s3dis_train,
-    "outdoor": outdoor_train,
-    "aerial": aerial_train,
-}
-
-
-def eval_transform(grid_size: float = 0.02) -> Compose:
-    """Evaluation: one fixed point per voxel, ``inverse`` and ``origin_segment`` for scores on all points."""
-    return Compose([CenterShift(), KeepOriginal(), GridSample(grid_size, "fixed"), *finish()])
-
-
-def finish() -> list[Transform]:
-    """What follows grid sampling in evaluation."""
-    return [CenterShift(apply_z=False), NormalizeColor(), Collect()]
-
-
-def tta_views() -> list[Transform]:
-    """The 13 published test-time views of a centred scan: 4 turns x scales 1, 0.95, 1.05, and a double flip.
-
-    The first leaves the scan as it is. Then grid sampling (or :func:`fragments`), :func:`finish` and a vote.
-    """
-    turns = [i * np.pi / 2 for i in range(4)]
-    return [Compose([Rotate(turn), Scale(scale)]) for scale in (1.0, 0.95, 1.05) for turn in turns] + [Flip()]
-
-
-def sonata_default(grid_size: float = 0.02) -> Compose:
-    """The default transform of the official Sonata and Concerto packages; pass a RandomState for their draw."""
-    return Compose([CenterShift(), GridSample(grid_size), NormalizeColor(), Collect()])
-
-
-def utonia_default(scale: float = 1.0, apply_z_positive: bool = True, normalize_coord: bool = False) -> Compose:
-    """The default transform of the official Utonia package: objects ``normalize_coord``, outdoors no z shift."""
-    steps: list[Transform] = [NormalizeCoord()] if normalize_coord else []
-    steps += [Scale(scale)] if scale != 1 else []
-    steps += [CenterShift()] if apply_z_positive else []
-    return Compose([*steps, GridSample(0.01), NormalizeColor(), Collect()])

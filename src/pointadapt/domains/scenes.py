@@ -12,19 +12,11 @@ from torch import Tensor, nn
 from pointadapt.data.io import read_scan, write_labels
 from pointadapt.data.labels import keep_labels, listed_points, parse_labels
 from pointadapt.data.loader import ScanDataset, collate_batch
+from pointadapt.data.presets import TRAIN_TRANSFORMS, eval_transform, finish, tta_views
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import UP, DataSet
 from pointadapt.data.tiles import tiles
-from pointadapt.data.transforms import (
-    TRAIN_TRANSFORMS,
-    CenterShift,
-    Compose,
-    Sample,
-    eval_transform,
-    finish,
-    fragments,
-    tta_views,
-)
+from pointadapt.data.transforms import CenterShift, Compose, Sample, fragments
 from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, give_back_memory, process
 from pointadapt.domains.files import file_jobs
 from pointadapt.errors import UserError
@@ -73,7 +65,8 @@ class Scenes(Domain):
         _, count = parse_labels(self.run.labels)
         if count is not None:
             sample = {**sample, "segment": keep_labels(sample["segment"], count, self.run.seed + index)}
-        return transform(sample, rng)
+        few = count is not None or items.points is not None
+        return transform({**sample, "few_labels": True} if few else sample, rng)
 
     def collate(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, Any]:
         return collate_batch(samples, self.run.mix3d, rng, self.dataset.voxel)
