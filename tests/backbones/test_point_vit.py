@@ -140,6 +140,29 @@ def test_batchnorm_of_frozen_parts_stays_still():
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_weights_see_shapes_once_batchnorm_is_settled(family):
+    torch.manual_seed(0)
+    tokenizer = build_objects(FAMILIES[family]).eval().tokenizer
+    ball = torch.nn.functional.normalize(torch.randn(1024, 3), dim=1)
+    point = Point(ball, ball, torch.tensor([1024]))
+
+    def spread():
+        feat = tokenizer(point).part("patch").detach()
+        return float(feat.std(1).mean())
+
+    before, weights = spread(), {k: v.clone() for k, v in tokenizer.named_parameters()}
+    tokenizer.settle()
+    assert spread() > 10 * before
+    assert all(torch.equal(v, weights[k]) for k, v in tokenizer.named_parameters())
+    norms = [m for m in tokenizer.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert norms and not any(m.training for m in norms) and {m.momentum for m in norms} == {0.1}
+    seen = []
+    norms[0].register_forward_hook(lambda m, i, out: seen.append(out.detach().flatten(0, -2)))
+    tokenizer(point)
+    assert 0.3 < float(seen[0].var(0).mean()) < 3 and float(seen[0].mean(0).abs().max()) < 1
+
+
 def test_heads_must_divide_channels():
     with pytest.raises(ValueError, match="multiple of heads"):
         replace(SMALL, heads=5)

@@ -20,7 +20,7 @@ from pointadapt.backbones.backbone import Backbone
 from pointadapt.backbones.drop_path import DropPath, rising
 from pointadapt.ops.amax import amax
 from pointadapt.ops.attention import attend
-from pointadapt.ops.batchnorm import RowNorm
+from pointadapt.ops.batchnorm import RowNorm, settle
 from pointadapt.ops.frozen import by_rows, no_graph
 from pointadapt.ops.neighbors import Rule, group
 from pointadapt.point import Point
@@ -142,6 +142,18 @@ class Tokenizer(nn.Module):
     def tokens(self, coord: Tensor, center: Tensor, point: Point) -> Tokens:
         """From groups [B, G, K, 3] around centres [B, G, 3]."""
         return self.placed(self.reduce(self.embed(coord)), center, point)
+
+    def settle(self) -> None:
+        """Give BatchNorm the statistics of groups on 16 ellipsoids.
+
+        For random weights that stay frozen: with a mean of 0 and a variance of 1 hardly anything of a shape gets through.
+        """
+        device, count = next(self.parameters()).device, max(1024, self.groups, self.group_size)
+        clouds = F.normalize(torch.randn(16, count, 3, device=device), dim=2)
+        clouds = clouds * (0.2 + 0.8 * torch.rand(16, 1, 3, device=device))
+        rows = (clouds / clouds.norm(dim=2).amax(1)[:, None, None]).flatten(0, 1)
+        point = Point(rows, rows, count * torch.arange(1, 17, device=device))
+        settle(self.embed, lambda: self.embed(group(point, self.groups, self.group_size, self.sampling).coord))
 
     def placed(self, feat: Tensor, center: Tensor, point: Point) -> Tokens:
         """Features [B, G, C] of groups as tokens with their positions."""
