@@ -146,8 +146,8 @@ class Tokenizer(nn.Module):
     def settle(self) -> None:
         """Give BatchNorm the statistics of groups on 16 ellipsoids.
 
-        For random weights that stay frozen: with the mean of 0 and variance of 1 at the start, hardly anything of a shape
-        gets through.
+        For random weights that stay frozen: with the mean of 0 and variance of 1 at the start, hardly anything of a
+        shape gets through.
         """
         device, count = next(self.parameters()).device, max(1024, self.groups, self.group_size)
         clouds = F.normalize(torch.randn(16, count, 3, device=device), dim=2)
