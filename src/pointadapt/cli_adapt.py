@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from pointadapt.cli_init import indoor_grid, init_shapes, init_video_set, note_warnings
+from pointadapt.cli_init import indoor_grid, init_shapes, init_video_set, note_left_out, note_warnings
 from pointadapt.cli_tools import copied, with_hints
 from pointadapt.errors import UserError
 from pointadapt.kinds import KINDS, YAML, kind_of
@@ -38,6 +38,7 @@ class Adapt:
 
         run, flags = self.settings(), vars(self)
         if run.data.is_dir() and not (run.data / YAML).is_file():
+            note_left_out(run.data)
             benchmark = find_benchmark(run.data)
             videos = None if benchmark else find_videos(run.data)
             layout = None if benchmark or videos else find_objects(run.data)

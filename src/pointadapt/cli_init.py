@@ -48,6 +48,7 @@ class Init:
         from pointadapt.data.survey import init_dataset, survey
         from pointadapt.data.video_folders import find_videos
 
+        note_left_out(self.scans)
         layout = None
         chosen = self.label_field is not None or bool(self.classes)
         if self.layout is not None or (self.scans.is_dir() and not chosen and self.task in (None, "scenes")):
@@ -108,6 +109,14 @@ class Init:
         for name in flags:
             if getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} says nothing about {holds}, which {self.scans} holds")
+
+
+def note_left_out(folder: Path) -> None:
+    """Say on stderr what in a folder is taken for a prediction."""
+    from pointadapt.data.io import left_out
+
+    if sentence := left_out(folder):
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 def init_shapes(folder: Path, layout: Any, overwrite: bool = False) -> Path:

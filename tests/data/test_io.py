@@ -13,7 +13,7 @@ import pytest
 from plyfile import PlyData, PlyElement
 from pypcd4 import Encoding, PointCloud
 
-from pointadapt.data.io import FORMATS, is_scan, read_scan, write_labels
+from pointadapt.data.io import FORMATS, is_output, is_scan, left_out, read_scan, write_labels
 from pointadapt.errors import UserError
 
 CORNER = np.array([770_512.25, 6_277_501.75, 41.5])  # Lambert 93: float32 is good to half a metre here
@@ -470,6 +470,38 @@ def test_is_scan(tmp_path):
     assert is_scan(tmp_path / "scan") and is_scan(Path("A.LAZ"))
     assert not is_scan(tmp_path) and not is_scan(Path("notes.txt")) and not is_scan(Path("f_labels.npy"))
     shutil.rmtree(tmp_path / "scan")
+
+
+@pytest.mark.parametrize(
+    "output, source",
+    [
+        ("a_labelled.laz", "a.laz"),
+        ("take.two_labelled.csv", "take.two/"),
+        ("a_labelled.csv", "a.off"),
+        ("a_labelled/", "a/"),
+        ("a_labelled/", "a.npz"),
+        ("many.npz_labelled/", "many.npz"),
+        ("a_labelled_labelled/", "a_labelled/"),
+    ],
+)
+def test_an_output_lies_beside_its_source(tmp_path, output, source):
+    def make(name):
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+
+    make(output)
+    assert not is_output(tmp_path / output) and left_out(tmp_path) == ""  # a user's own
+    make(source)
+    assert is_output(tmp_path / output) and not is_output(tmp_path / source)
+    assert left_out(tmp_path) == (
+        f"{tmp_path}: left out as made by predict: {output.rstrip('/')}; rename what is your own data"
+    )
+
+
+@pytest.mark.parametrize("name", ["a_labelled.ply", "a_labelled_2.ply", "a_labelled", "labelled.ply", "_labelled.ply"])
+def test_what_only_looks_like_an_output(tmp_path, name):
+    for other in ("a.jpg", "a_2.ply", "a.las", ".ply", name):
+        (tmp_path / other).touch()
+    assert not is_output(tmp_path / name)
 
 
 def test_las_keeps_vlrs_and_evlrs_but_no_octree(tmp_path):

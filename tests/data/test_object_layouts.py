@@ -313,6 +313,16 @@ def test_scenes_are_left_to_scenes(tmp_path):
     assert find_objects(tmp_path / "nowhere") is None
 
 
+def test_predictions_are_no_shapes(tmp_path):
+    class_folders(tmp_path, {"train/cup": 2, "train/jar": 2, "test/cup": 1, "test/jar": 1})
+    dataset = opened(tmp_path)
+    before = counts(dataset)
+    for name in ("test/cup/s0_labelled.csv", "test/cup_labelled/predictions.csv", "train_labelled/predictions.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("file,class,confidence\ns0.npy,cup,1.000000\n")
+    assert counts(dataset) == before == counts(opened(tmp_path))
+
+
 def test_task_and_variant_must_fit(tmp_path):
     write_h5(tmp_path / "ply_data_train0.h5", data=stack(2, 128), label=np.array([1, 2]))
     with pytest.raises(UserError, match="ModelNet40 .HDF5., a data set for classification, not for parts"):

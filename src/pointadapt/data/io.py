@@ -19,6 +19,11 @@ FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "
 #: Lidar frames without a header: only their name and place tell that they are any.
 FRAMES = ".bin"
 SUPPORTED = ", ".join(FORMATS)
+#: What predict puts behind the name of what it labels, unless it is told another.
+LABELLED = "_labelled"
+#: Ending of an output -> endings of what it may have been made of, where that is not its own; "" is a folder.
+ARRAYS = ("", ".npy", ".npz", ".h5", ".hdf5")
+MADE_OF = {"": ARRAYS, ".csv": (*ARRAYS, *FORMATS, ".off", ".xyz", ".txt", ".csv", ".pts")}
 #: A disk with fewer bytes left is why a file could not be written.
 FULL = 1 << 14
 
@@ -99,18 +104,47 @@ def is_scan(path: Path) -> bool:
     return path.suffix.lower() in FORMATS and not beside
 
 
+def is_left_out(path: Path) -> bool:
+    """Whether a walk through a folder passes by: what is hidden, and what predict wrote."""
+    return path.name.startswith(".") or is_output(path)
+
+
+def is_output(path: Path) -> bool:
+    """Whether predict gave it its name: NAME_labelled, and NAME, of which it was made, lies beside it.
+
+    Read as data, it would be scored, learned from and labelled again. A user's own scan_labelled.ply has no scan.ply
+    beside it; where it has, it is read if it is named itself, and ``left_out`` tells.
+    """
+    name, _, ending = path.name.rpartition(LABELLED)
+    if not name or ending[:1] not in ("", "."):
+        return False
+    return any(path.with_name(f"{name}{own}").exists() for own in MADE_OF.get(ending, (ending,)))
+
+
+def left_out(folder: Path) -> str:
+    """A sentence on what in a folder is passed by as a prediction; "" where there is none."""
+    found: list[str] = []
+    for place, folders, files in os.walk(folder):
+        made = {name for name in (*folders, *files) if is_output(Path(place, name))}
+        folders[:] = [name for name in folders if name not in made and not name.startswith(".")]
+        found += [Path(place, name).relative_to(folder).as_posix() for name in sorted(made)]
+    if not found:
+        return ""
+    few = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    return f"{folder}: left out as made by predict: {few}; rename what is your own data"
+
+
 def walk_scans(folder: Path) -> list[Path]:
-    """All scans below a folder, in name order; what is hidden is left out."""
+    """All scans below a folder, in name order; what is hidden or a prediction is left out."""
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
         here = Path(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_left_out(here / name))
         if here != folder and is_scan(here):
             folders.clear()
             found.append(here)
             continue
-        paths = [here / name for name in files if not name.startswith(".")]
-        found += [path for path in paths if is_scan(path)]
+        found += [path for name in files if is_scan(path := here / name) and not is_left_out(path)]
     return sorted(found)
 
 

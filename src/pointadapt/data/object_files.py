@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pointadapt.data.io import FORMATS, read_scan, reason
+from pointadapt.data.io import FORMATS, is_left_out, is_output, read_scan, reason
 from pointadapt.data.mesh import read_off, read_ply_mesh, sample_surface
 from pointadapt.data.object_arrays import ENDINGS, Arrays, holds_shapes, read_arrays
 from pointadapt.data.scan import Scan, assemble
@@ -76,7 +76,8 @@ def taken_apart(folder: Path, source: str) -> tuple[str, str]:
 
 
 def walk(folder: Path) -> list[Path]:
-    """Files of shapes below a folder, in name order; links to folders are followed, each folder is seen once."""
+    """Files of shapes below a folder, in name order, without predictions; links to folders are followed, each folder
+    is seen once."""
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -84,8 +85,8 @@ def walk(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place) / name for name in files if is_shape(Path(name))]
+        folders[:] = sorted(name for name in folders if not is_left_out(Path(place, name)))
+        found += [path for name in files if is_shape(path := Path(place, name)) and not is_output(path)]
     return sorted(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pointadapt.data.io import is_scan
+from pointadapt.data.io import is_left_out, is_scan
 from pointadapt.data.layout import UP_NOTE, adjusted, first_found, refuse_others
 from pointadapt.data.object_arrays import Arrays, holds_shapes, read_arrays
 from pointadapt.data.object_files import read_shape, walk
@@ -151,8 +151,8 @@ def class_folders(folder: Path, task: str | None = None, label_field: str | None
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders with shapes in or below them, without those of corruption suites."""
-    places = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Folders with shapes in or below them, without those of corruption suites and predictions."""
+    places = sorted(path for path in folder.iterdir() if path.is_dir() and not is_left_out(path))
     return [p for p in places if any(not suite_file(file) for file in walk(p))]
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pointadapt.data.io import ending, is_scan, kind
+from pointadapt.data.io import LABELLED, ending, is_output, is_scan, kind
 from pointadapt.data.survey import find_scans
 from pointadapt.errors import UserError
 
@@ -24,12 +24,13 @@ def file_jobs(
     if source.is_dir() and not is_scan(source):
         scans = find(source)
         files = {file for file in source.rglob("*") if file.is_file() and file.parent not in scans}
+        files -= {file for file in files if is_output(file) or is_output(file.parent)}  # predict tells of them
         if others := sorted(str(file.relative_to(source)) for file in files - set(scans)):
             print(f"left alone, no scans: {', '.join(others)}", file=sys.stderr)
-        out = source.with_name(f"{source.name}_labelled") if out is None else as_folder(out)
+        out = source.with_name(f"{source.name}{LABELLED}") if out is None else as_folder(out)
         jobs = [(scan, out / scan.relative_to(source).with_suffix(ending(scan))) for scan in scans]
     else:
-        jobs = [(source, out or source.with_name(f"{source.stem}_labelled{ending(source)}"))]
+        jobs = [(source, out or source.with_name(f"{source.stem}{LABELLED}{ending(source)}"))]
     for scan, target in jobs:
         check_target(target, source, overwrite=True)
         if kind(target) != kind(scan.with_suffix(ending(scan))) and not scan.is_dir():

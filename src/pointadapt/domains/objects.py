@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointadapt.data.io import LABELLED
 from pointadapt.data.object_arrays import ENDINGS, holds_shapes, read_arrays
 from pointadapt.data.object_files import SHAPES, SURFACE_POINTS, is_shape, read_shape, walk
 from pointadapt.data.object_set import ObjectSet
@@ -181,8 +182,8 @@ class Classified(Objects):
         if not source.exists():
             raise UserError(f"there is no shape {source}: check the path")
         if out is None:
-            folder = source.with_name(f"{source.name}_labelled")
-            target = folder / TABLE if source.is_dir() else source.with_name(f"{source.stem}_labelled.csv")
+            folder = source.with_name(f"{source.name}{LABELLED}")
+            target = folder / TABLE if source.is_dir() else source.with_name(f"{source.stem}{LABELLED}.csv")
         elif out.suffix.lower() == ".csv" and not out.is_dir():
             target = out
         else:
