@@ -138,6 +138,20 @@ def test_nothing_to_learn_from(tmp_path, labels):
     assert not (tmp_path / "dataset.yaml").exists()
 
 
+@pytest.mark.parametrize("place", ["left", "train/left", "left/train"])
+def test_one_class_alone(tmp_path, place):
+    write_npz(tmp_path / place / "v0" / "0.npz")
+    with pytest.raises(UserError, match="all are of one class, left, .* or add a folder of another class$"):
+        init_dataset(tmp_path)
+
+
+def test_predictions_are_no_scans(tmp_path):
+    for name in ("a", "a_labelled", "deep/b", "deep/b_labelled", "b_labelled", "c", "c_labelled/c"):
+        write_npz(tmp_path / f"{name}.npz", [1, 2])
+    assert [path.name for path in find_scans(tmp_path)] == ["a.npz", "b_labelled.npz", "c.npz", "b.npz"]
+    assert DataSet.open(init_dataset(tmp_path)).paths("train")
+
+
 def test_finds_scans_of_all_kinds(tmp_path):
     write_npz(tmp_path / "b.npz")
     write_npz(tmp_path / "deep" / "er" / "a.npz")

@@ -15,7 +15,7 @@ import yaml
 from pointadapt.data.geometry import spacing
 from pointadapt.data.io import read_scan, walk_scans
 from pointadapt.data.scan import Scan
-from pointadapt.data.scans import YAML, DataSet
+from pointadapt.data.scans import SPLITS, YAML, DataSet
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
 
@@ -141,10 +141,12 @@ def propose(
     if not any(found[raw] for raw in chosen):
         fields = sorted(file.label_field for file in files if file.label_field)
         cause = f"the field {fields[0]!r} holds only {sorted(found)}" if fields else "no file has a label field"
-        raise UserError(
-            f"{folder}: no labelled points to learn from ({cause}); "
-            f"name the field: pointadapt init {folder} --label-field NAME"
-        )
+        cure = f"name the field: pointadapt init {folder} --label-field NAME"
+        tops = {top for file in files if (top := top_folder(file.name))}
+        if len(tops) == 1 and not fields:
+            cause += f"; as shapes or videos all are of one class, {tops.pop()}, which there is nothing to tell from"
+            cure += ", or add a folder of another class"
+        raise UserError(f"{folder}: no labelled points to learn from ({cause}); {cure}")
     wide = max(max(file.extent[:2]) for file in files) > 40
     echoes = common_echoes(files)
     if grid_size is None:
@@ -218,6 +220,11 @@ def suggest_splits(files: list[FileSurvey], classes: set[int], val: float) -> di
         "val": tuple(file.name for file in labelled if file.name in out),
         "test": (),
     }
+
+
+def top_folder(name: str) -> str:
+    """The first folder of a path that is not called after a split; "" without one."""
+    return next((part for part in name.split("/")[:-1] if named_split(part) not in SPLITS), "")
 
 
 def named_split(name: str) -> str:
