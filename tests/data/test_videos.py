@@ -109,6 +109,19 @@ def test_train_and_test_share_no_video(tmp_path):
     assert len(dataset.paths("train")) == 6
 
 
+@pytest.mark.parametrize("train", [["."], ["train", "test/left/v0"], ["*/left"], ["list.txt"]])
+@pytest.mark.parametrize("more", [{}, {"holdout": 0.5}])
+def test_a_video_in_two_splits_is_refused(tmp_path, train, more):
+    write_actions(tmp_path, 2, 1)
+    (tmp_path / "list.txt").write_text("train/right/v0\ntest/left/v0\n")
+    dataset = action_set(tmp_path, splits={"train": train, "test": ["test"]}, **more)
+    said = "dataset.yaml: the video test/left/v0 is both in train and in test of `splits`; take it out of one"
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=said):
+            dataset.videos(split)
+    assert action_set(tmp_path, splits={"train": ["nowhere"], "test": ["test"]}).videos("test")
+
+
 # --- short videos ---------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +52,8 @@ class VideoSet:
     holdout        share of the videos of train that becomes val where ``splits`` has none, class by class
     frames         T, frames of a clip
     step           frames of the video from one frame of a clip to its next
-    stride         frames from one clip's start to the next one's in evaluation; 0: clips do not overlap
+    stride         frames from one clip's start to the next one's in evaluation; 0: one clip behind the other, the
+                   last one pulled back to the video's end
     merge          frames of the files that are joined into one, for sparse sensors such as radar
     points         points of a frame that the model sees; a frame of fewer gives all it has
     columns        which columns of arrays are x, y and z
@@ -192,11 +194,31 @@ class VideoSet:
         return self.splits.get(split, ())
 
     def videos(self, split: str) -> list[Video]:
-        """The videos of a split in the order of its sources, each once. Raises UserError naming what is wrong."""
+        """The videos of a split in the order of its sources, each once. Raises UserError naming what is wrong, and for
+        a video that two splits list."""
+        if self._shared:
+            raise UserError(self._shared)
         if self.holdout and not self.splits.get("val") and split in ("train", "val"):
             return self._held_out()[split]
+        return self._listed(split)
+
+    def _listed(self, split: str) -> list[Video]:
         found = [video for source in self.sources(split) for video in list_videos(self, source)]
         return list({video.name: video for video in found}.values())
+
+    @cached_property
+    def _shared(self) -> str:
+        """A sentence on a video that two splits list, "" where there is none. Lists them all, therefore once."""
+        split_of: dict[str, str] = {}
+        for split in SPLITS:
+            with suppress(UserError):  # what cannot be listed is told when it is used
+                for video in self._listed(split):
+                    if (other := split_of.setdefault(video.name, split)) != split:
+                        return (
+                            f"{self.file}: the video {video.name} is both in {other} and in {split} of `splits`; take "
+                            f"it out of one, a video learned from cannot be a test as well"
+                        )
+        return ""
 
     def paths(self, split: str) -> list[Path]:
         """Files and folders that the videos of a split come from, each once."""
@@ -204,7 +226,7 @@ class VideoSet:
 
     def _held_out(self) -> dict[str, list[Video]]:
         """train cut in two: the share ``holdout`` of each class, lowest hashes of names first, at least one of two."""
-        videos = list({v.name: v for source in self.sources("train") for v in list_videos(self, source)}.values())
+        videos = self._listed("train")
         held: set[str] = set()
         for target in {video.target for video in videos}:
             names = sorted((video.name for video in videos if video.target == target), key=draw)
