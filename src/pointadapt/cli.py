@@ -150,12 +150,13 @@ class Predict:
     tta: int | None = option(None, VIEWS)
     overwrite: bool = option(False, "Replace outputs that are there.")
     probabilities: bool = option(False, "Shapes, actions: a column with the probability of every class, too.")
+    gaps: bool = option(False, "Videos: frames may be missing or empty; the frames before them stand in.")
     category: str | None = option(None, "Parts: what the shapes are, where they lie in no folder of a category.")
 
     def run(self) -> None:
         from pointadapt.predict import predict
 
-        told = {k: v for k, v in changed(self).items() if k in ("probabilities", "category")}
+        told = {k: v for k, v in changed(self).items() if k in ("probabilities", "gaps", "category")}
         for file in predict(self.run_folder, self.source, self.out, self.checkpoint, self.overwrite, self.tta, **told):
             print(f"wrote {file}")
 

@@ -7,6 +7,7 @@ pointadapt predict runs/shapes new_shapes/ --out predictions.csv
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pointadapt.data.io import left_out
 from pointadapt.domains.domain import Show, remembered_domain
 from pointadapt.domains.models import load_model
 from pointadapt.errors import UserError
@@ -41,8 +43,9 @@ def predict(
            name. A classifier of shapes writes one table, ``out`` if that ends in .csv, else predictions.csv in the
            folder ``out``; a video gets a table and beside it a picture of its timeline
     tta    test-time views, default the run's (Run.tta);  quiet: no progress bar
-    told   what single kinds understand: probabilities=True (shapes and actions: a column per class too),
-           category="chair" (parts: what the shapes are, where no folder says it)
+    told   what single kinds understand: probabilities=True (shapes and actions: a column per class too), gaps=True
+           (videos: frames may be missing or empty), category="chair" (parts: what the shapes are, where no folder
+           says it)
     Memory stays bounded: a scan is computed in tiles of at most ``Run.tile`` voxels. Raises UserError before anything
     is computed when a target exists already; files of a folder that cannot be read are named after all others are done.
     """
@@ -51,6 +54,8 @@ def predict(
     source = Path(source)
     source = source.resolve() if source.name in ("", "..") else source  # what is written beside it is called after it
     jobs = domain.jobs(source, Path(out) if out else None, overwrite)
+    if sentence := left_out(source):
+        print(sentence, file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(domain, checkpoint).to(device)
     failed: list[str] = []

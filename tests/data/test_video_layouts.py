@@ -362,6 +362,16 @@ def test_class_first_and_no_split(tmp_path):
     assert counts(dataset) == {"train": dict.fromkeys(CLASSES, 4), "val": dict.fromkeys(CLASSES, 1)}
 
 
+def test_a_missing_frame_is_told_and_allowed_for(tmp_path):
+    write_actions(tmp_path, 2, 1)
+    (tmp_path / "train/left/v1/frame_2.npy").unlink()
+    dataset, layout = opened(tmp_path)
+    assert dataset.gaps and [len(video.files) for video in dataset.videos("train")] == [6, 5, 6, 6]
+    (note,) = [note for note in layout.notes if "missing" in note]
+    assert "v1/frame_1.npy and frame_3.npy: `gaps: true` takes them as neighbours" in note
+    assert "gaps: true" in init_videos(tmp_path, layout, overwrite=True).read_text()
+
+
 def test_lists_of_videos(tmp_path):
     write_actions(tmp_path, 2, 1)
     (tmp_path / "fold.csv").write_text("video,label\ntrain/left/v0,right\ntrain/right/v1,0\n")

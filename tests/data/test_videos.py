@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from moving import CLASSES, action_set, moving, ragged, write_actions, write_frame, write_npz, write_video
 from pointadapt.data import video_files
-from pointadapt.data.video_files import natural
+from pointadapt.data.video_folders import leaves
 from pointadapt.data.videos import VideoItems, VideoSet, clip_starts, collate_videos, videos_at
 from pointadapt.errors import UserError
 
@@ -50,7 +50,8 @@ def test_evaluation_shows_all_clips_of_each_video_in_order(tmp_path):
     assert [items[i]["label"] for i in range(16)] == [0] * 8 + [1] * 8 and items.targets.tolist() == [0, 0, 1, 1]
     assert [clip.video for clip in items.clips] == sorted(clip.video for clip in items.clips)
     assert len(VideoItems(action_set(tmp_path, step=2, stride=1), "test")) == 4 * 1  # one clip reaches over all seven
-    assert len(VideoItems(action_set(tmp_path), "test")) == 4
+    whole = VideoItems(action_set(tmp_path), "test")  # one clip behind the other, the last one pulled back
+    assert [whole[i]["frames"].tolist() for i in (0, 1)] == [[0, 1, 2, 3], [3, 4, 5, 6]] and len(whole) == 4 * 2
 
 
 def test_evaluation_is_the_same_every_time_and_knows_no_order_in_files(tmp_path):
@@ -226,15 +227,6 @@ def test_frames_of_every_format_in_natural_order(tmp_path, ending):
         assert np.allclose(frame[order], moving(0, 100, 12)[number], atol=1e-4)
 
 
-def test_natural_order():
-    from pathlib import Path
-
-    names = ["f10.ply", "f9.ply", "f100.ply", "a2/f1.ply", "a10/f0.ply"]
-    assert [p.as_posix() for p in sorted(map(Path, names), key=natural)] == [
-        "a2/f1.ply", "a10/f0.ply", "f9.ply", "f10.ply", "f100.ply",
-    ]  # fmt: skip
-
-
 def test_long_videos_are_read_frame_by_frame(tmp_path, monkeypatch):
     for name in CLASSES:
         write_video(tmp_path / "test" / name / "v", moving(0, 0, 60, 50))
@@ -408,7 +400,7 @@ def test_halves_score_every_point_once(tmp_path):
 
 def test_collate(tmp_path):
     write_actions(tmp_path, 1, 2)
-    items = VideoItems(action_set(tmp_path, points=100), "test")
+    items = VideoItems(action_set(tmp_path, points=100, stride=4), "test")
     samples = [items[i] for i in (0, 3)]
     batch = collate_videos(samples)
     point = batch["point"]
@@ -442,6 +434,24 @@ def test_videos_to_predict_need_no_labels(tmp_path):
         videos_at(dataset, tmp_path / "nowhere")
 
 
+def test_a_video_to_predict_keeps_its_problem_to_itself(tmp_path):
+    write_actions(tmp_path, 1, 1)
+    dataset, place = action_set(tmp_path), tmp_path / "new"
+    write_video(place / "good", moving(1))
+    write_video(place / "short", moving(1)[:1])
+    (write_video(place / "torn", moving(1)) / "frame_3.npy").unlink()
+    (place / "bad.npz").write_bytes(b"x")
+    write_npz(place / "other.npz", data=ragged(moving(0)), label=np.array("jump"))  # labels do not matter here
+    found = {video.path.name: video for video in videos_at(dataset, place)}
+    bad = {name: video.problem for name, video in found.items() if video.problem}
+    assert len(found) == 5 and sorted(bad) == ["bad.npz", "short", "torn"]
+    assert "not readable as NPZ" in bad["bad.npz"] and "a video of one frame" in bad["short"]
+    for name, problem in bad.items():
+        with pytest.raises(UserError) as caught:
+            VideoItems(dataset, [found[name]])
+        assert str(caught.value) == problem
+
+
 # --- bad input: one sentence each ------------------------------------------------------------------------------------
 
 
@@ -454,7 +464,7 @@ def refused(folder, message, **keys):
 def test_missing_frame(tmp_path):
     write_actions(tmp_path, 1, 1)
     (tmp_path / "test/left/v0/frame_3.npy").unlink()
-    refused(tmp_path, "v0: a frame is missing between frame_2.npy and frame_4.npy; add it, or set `gaps: true`")
+    refused(tmp_path, "v0: a frame is missing between frame_2.npy and frame_4.npy; add it, or set `gaps: true` in")
     assert len(VideoItems(action_set(tmp_path, gaps=True), "test").videos[0].files) == 5
     for path in sorted((tmp_path / "test/left/v0").iterdir()):
         path.rename(path.with_name(f"{path.stem}0.npy"))  # 0, 10, 20, 40, 50
@@ -492,6 +502,16 @@ def test_text_beside_frames_is_no_frame(tmp_path):
     write_actions(tmp_path, 1, 1)
     (tmp_path / "test/left/v0/times.txt").write_text("0 0.1 0.2\n")
     assert VideoItems(action_set(tmp_path), "test").videos[0].length == 6
+
+
+@pytest.mark.parametrize("sources", [["test"], ["test/*"], ["test/*/*"]])
+def test_text_beside_folders_of_videos_is_no_frame(tmp_path, sources):
+    write_actions(tmp_path, 1, 1)
+    for place in ("", "left/"):
+        (tmp_path / f"test/{place}README.txt").write_text("Recorded in May.\n")
+        (tmp_path / f"test/{place}people.csv").write_text("name,age\n")
+    assert len(VideoItems(action_set(tmp_path, splits={"test": sources}), "test").videos) == 2
+    assert {video.name.count("/") for video in leaves(tmp_path, tmp_path)} == {2}
 
 
 def test_number_twice(tmp_path):

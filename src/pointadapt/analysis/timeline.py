@@ -22,7 +22,7 @@ ROWS = 24
 def draw_timeline(
     file: Path | str, probability: NDArray[Any], classes: Sequence[str], title: str = "", merge: int = 1
 ) -> Path:
-    """A PNG of probability [F, C] of the frames of a video.
+    """A PNG of probability [F, C] of the frames of a video; blank where it is zero for all classes, not known.
 
     merge  frames of the files in one of F, for the axis
     """
@@ -31,7 +31,7 @@ def draw_timeline(
 
     frames = len(probability)
     columns = bins(np.asarray(probability), COLUMNS)
-    best = columns.argmax(1)
+    best = np.where(columns.any(1), columns.argmax(1), -1)
     rows = drawn_classes(columns, best)
     height = 1.6 + 0.24 * len(rows)
     figure = Figure(figsize=(10, height), layout="constrained")
@@ -40,6 +40,8 @@ def draw_timeline(
     extent = (0.0, float(frames * merge))
     scale = extent[1] / len(columns)
     for start, end in runs(best):
+        if best[start] < 0:
+            continue
         color = PALETTE[best[start] % len(PALETTE)] / 255
         band.axvspan(start * scale, end * scale, color=color, linewidth=0)
         name = classes[best[start]]
@@ -112,7 +114,7 @@ def runs(labels: NDArray[Any]) -> list[tuple[int, int]]:
 
 
 def drawn_classes(columns: NDArray[Any], best: NDArray[Any]) -> list[int]:
-    often = np.bincount(best, minlength=columns.shape[1])
+    often = np.bincount(best[best >= 0], minlength=columns.shape[1])
     order = np.lexsort((-columns.mean(0), -often))
     return sorted(order[:ROWS].tolist())
 

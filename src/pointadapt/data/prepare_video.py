@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pointadapt.data.frame_names import misnumbered, natural
 from pointadapt.data.io import reason
 from pointadapt.data.prepare import Outcome, Show
 from pointadapt.data.scans import repeated
-from pointadapt.data.video_files import natural, refuse_gaps
 from pointadapt.errors import UserError
 from pointadapt.files import written
 
@@ -183,7 +183,8 @@ def ntu_frames(folder: Path) -> Iterator[np.ndarray]:
     pictures = sorted(folder.glob("*.png"), key=natural)
     if len(pictures) < 2:
         raise UserError(f"{folder}: {len(pictures)} depth pictures; a video has two at least")
-    refuse_gaps(pictures)
+    if problem := misnumbered(pictures):
+        raise UserError(problem)
     for path in pictures:
         yield (unproject(read_depth(path)) / np.float32(FULL_SCALE)).astype(np.float32)
 

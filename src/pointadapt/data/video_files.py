@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from pointadapt.data.io import is_scan, reason
+from pointadapt.data.frame_names import misnumbered, natural
+from pointadapt.data.io import LABELLED, is_left_out, is_output, is_scan, reason
 from pointadapt.data.object_files import TEXT, is_shape, read_shape, taken_apart
 from pointadapt.data.video_arrays import ENDINGS, Frame, contents, holds_videos, read_videos
 from pointadapt.errors import UserError
@@ -33,7 +33,8 @@ class Video:
 
     name     path (and row) within the data set          target  index of its class (task action), None elsewhere
     length   frames                                      row     which video of an array file
-    files    its frames, where they are files
+    files    its frames, where they are files            label   its raw label, where its file has one
+    problem  why it cannot be used, for whoever opens it
     """
 
     name: str
@@ -42,21 +43,23 @@ class Video:
     target: int | None = None
     row: int = 0
     files: tuple[Path, ...] = ()
+    label: Any = None
+    problem: str = ""
 
 
 # --- listing --------------------------------------------------------------------------------------------------------
 
 
 def list_videos(dataset: VideoSet, source: str, labelled: bool = True) -> list[Video]:
-    """All videos of one source. Raises UserError where it is missing or empty, a frame is missing, a video has one
-    frame only, or (``labelled``) the class of a video is unknown."""
+    """All videos of one source. Raises UserError where it is missing or empty, and if ``labelled`` where a frame is
+    missing, a video has one frame only or cannot be read, or its class is unknown; else that is its ``problem``."""
     if any(sign in source for sign in "*?[") and not (dataset.folder / source).exists():
-        paths = sorted(dataset.folder.glob(source), key=natural)
+        told = LABELLED in source
+        paths = sorted((path for path in dataset.folder.glob(source) if told or not is_output(path)), key=natural)
         files = files_of_videos(paths)
-        folders = [path for path in paths if path.is_dir() and not is_scan(path)]
         found = [video for file in files for video in in_file(dataset, file)]
-        found += [video for folder in folders for video in below(dataset, folder)]
-        found += [] if files else sequences(dataset, [path for path in paths if is_frame(path)])
+        inner = [video for folder in paths if holds_more(folder) for video in below(dataset, folder)]
+        found += inner + ([] if files else sequences(dataset, frames_among(paths, text=not inner)))
         if not found:
             raise UserError(f"{dataset.file}: nothing fits the pattern {source} of its splits")
         return classified(dataset, found, labelled)
@@ -68,7 +71,7 @@ def list_videos(dataset: VideoSet, source: str, labelled: bool = True) -> list[V
         return from_list(dataset, path, within, labelled)
     found = below(dataset, path)
     if within:
-        found = [video for video in found if video.name.endswith(f"#{within}")]
+        found = [video for video in found if video.name.endswith(f"#{within}") or video.problem]
         if not found:
             raise UserError(f"{path}: there is no video {within} in it")
     if not found:
@@ -82,16 +85,22 @@ def below(dataset: VideoSet, path: Path) -> list[Video]:
         if not files_of_videos([path]):
             raise UserError(f"{path}: no video: that is a folder of frames, or one of {', '.join(ENDINGS)}")
         return in_file(dataset, path)
-    entries = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=natural)
+    entries = entries_of(path)
     files = files_of_videos(entries)
-    frames = [] if files else frames_among(entries)
+    inner = [video for folder in entries if holds_more(folder) for video in below(dataset, folder)]
+    frames = [] if files else frames_among(entries, text=not inner)
     found = [video for file in files for video in in_file(dataset, file)]
-    if frames:
-        found.append(in_folder(dataset, path, frames))
-    for folder in entries:
-        if folder.is_dir() and not is_scan(folder):
-            found += below(dataset, folder)
-    return found
+    return [*found, *([in_folder(dataset, path, frames)] if frames else []), *inner]
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder but is neither hidden nor a prediction, frame 10 after frame 9."""
+    return sorted((path for path in folder.iterdir() if not is_left_out(path)), key=natural)
+
+
+def holds_more(path: Path) -> bool:
+    """Whether it is a folder to look into rather than a frame."""
+    return path.is_dir() and not is_scan(path)
 
 
 def is_frame(path: Path) -> bool:
@@ -101,10 +110,11 @@ def is_frame(path: Path) -> bool:
     return is_shape(path) and not (path.suffix.lower() in TEXT and path.stem.lower().endswith(WORDS))
 
 
-def frames_among(paths: list[Path]) -> list[Path]:
-    """The frames among the entries of one folder; text files (times, notes) are none beside files made for points."""
+def frames_among(paths: list[Path], text: bool = True) -> list[Path]:
+    """The frames among the entries of one folder. Text files (times, notes) are none beside files made for points, nor
+    with ``text`` False: beside folders of videos."""
     frames = [path for path in paths if is_frame(path)]
-    return [path for path in frames if path.suffix.lower() not in TEXT] or frames
+    return [path for path in frames if path.suffix.lower() not in TEXT] or (frames if text else [])
 
 
 def files_of_videos(paths: list[Path]) -> list[Path]:
@@ -114,22 +124,23 @@ def files_of_videos(paths: list[Path]) -> list[Path]:
 
 
 def in_file(dataset: VideoSet, path: Path) -> list[Video]:
-    """The videos of an array file, with the classes it names (as indices; -1: ignored)."""
-    held, inside = contents(path), within_set(dataset, path)
-    found = []
-    for row, length in enumerate(held.frames):
-        name = f"{inside}#{row}" if held.many else inside
-        target = None
-        if dataset.task == "action" and held.label is not None:
-            target = dataset.index(held.label[row], name)
-        found.append(checked(Video(name, path, length, target, row)))
-    return found
+    """The videos of an array file, with the labels it has."""
+    name = within_set(dataset, path)
+    try:
+        held = contents(path)
+    except UserError as error:
+        return [Video(name, path, 0, problem=str(error))]
+    labels = held.label or [None] * len(held.frames)
+    return [
+        checked(Video(f"{name}#{row}" if held.many else name, path, length, row=row, label=label))
+        for row, (length, label) in enumerate(zip(held.frames, labels, strict=True))
+    ]
 
 
 def in_folder(dataset: VideoSet, path: Path, frames: list[Path], name: str = "") -> Video:
-    if not dataset.gaps:
-        refuse_gaps(frames)
-    return checked(Video(name or within_set(dataset, path), path, len(frames), files=tuple(frames)))
+    video = Video(name or within_set(dataset, path), path, len(frames), files=tuple(frames))
+    instead = f", or set `gaps: true` in {dataset.file} (in prediction: --gaps) to take them as neighbours"
+    return checked(video if dataset.gaps else replace(video, problem=misnumbered(frames, instead)))
 
 
 def sequences(dataset: VideoSet, frames: list[Path]) -> list[Video]:
@@ -141,44 +152,33 @@ def sequences(dataset: VideoSet, frames: list[Path]) -> list[Video]:
 
 
 def checked(video: Video) -> Video:
-    if video.length < 2:
-        what = "no frame" if video.length == 0 else "one frame"
-        raise UserError(f"{video.path}: a video of {what} shows no motion ({video.name}); add frames or take it out")
-    return video
-
-
-def refuse_gaps(frames: list[Path]) -> None:
-    """Raises UserError where numbers in the frames' names rise by a fixed step but for some frame."""
-    found = [re.findall(r"\d+", frame.stem) for frame in frames]
-    if len(frames) < 3 or len({len(groups) for groups in found}) > 1 or any(map(is_decimal, frames)):
-        return
-    columns = [column for column in zip(*found, strict=True) if len(set(column)) > 1]
-    if not columns:
-        return
-    steps = np.diff(np.array([int(number) for number in columns[-1]], dtype=object)).tolist()
-    step, times = Counter(steps).most_common(1)[0]
-    if 2 * times < len(steps):  # times of day rather than numbers
-        return
-    for before, after, difference in zip(frames, frames[1:], steps, strict=False):
-        if difference == 0:
-            raise UserError(f"{after}: this frame has the same number as {before.name}; rename or remove one")
-        if difference != step:
-            raise UserError(
-                f"{before.parent}: a frame is missing between {before.name} and {after.name}; add it, or set "
-                f"`gaps: true` to take them as neighbours"
-            )
+    """The video, of which it is a problem to be too short."""
+    if video.length > 1 or video.problem:
+        return video
+    what = "no frame" if video.length == 0 else "one frame"
+    problem = f"{video.path}: a video of {what} shows no motion ({video.name}); add frames or take it out"
+    return replace(video, problem=problem)
 
 
 def classified(dataset: VideoSet, videos: Iterable[Video], labelled: bool) -> list[Video]:
-    """The videos of task action with their classes, ignored ones left out; others unchanged."""
-    if dataset.task != "action" or not labelled:
-        return list(videos)
-    found = [video if video.target is not None else replace(video, target=class_of(dataset, video)) for video in videos]
+    """The videos of task action with their classes, ignored ones left out; others unchanged.
+
+    Raises UserError for an unknown class and for the first video with a problem, unless they need no labels."""
+    found = list(videos)
+    if not labelled:
+        return found
+    if bad := next((video for video in found if video.problem), None):
+        raise UserError(bad.problem)
+    if dataset.task != "action":
+        return found
+    found = [video if video.target is not None else replace(video, target=class_of(dataset, video)) for video in found]
     return [video for video in found if video.target != -1]
 
 
 def class_of(dataset: VideoSet, video: Video) -> int:
-    """By ``label_pattern``, else by the folders a video lies in. Raises UserError where neither tells."""
+    """By the label in its file, ``label_pattern``, or the folders it lies in. Raises UserError where none tells."""
+    if video.label is not None:
+        return dataset.index(video.label, video.name)
     if dataset.label_pattern is not None:
         match = re.search(dataset.label_pattern, video.name)
         if match is None:
@@ -196,18 +196,6 @@ def class_of(dataset: VideoSet, video: Video) -> int:
 
 def within_set(dataset: VideoSet, path: Path) -> str:
     return Path(os.path.relpath(path, dataset.folder)).as_posix()
-
-
-def natural(path: Path) -> list[Any]:
-    """Sorting key in which frame 10 comes after frame 9; a name that is a decimal number is one: 0.5 after 0.25."""
-    if is_decimal(path):
-        whole, _, fraction = path.stem.partition(".")
-        return [*natural(path.parent), (0, int(whole), fraction)]
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.as_posix())]
-
-
-def is_decimal(path: Path) -> bool:
-    return re.fullmatch(r"\d+\.\d+", path.stem) is not None
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from pointadapt.data.io import is_scan
+from pointadapt.data.frame_names import gap
 from pointadapt.data.layout import UP_NOTE, adjusted, first_found, refuse_others
 from pointadapt.data.scans import SPLITS
 from pointadapt.data.survey import named_split
 from pointadapt.data.video_arrays import contents
 from pointadapt.data.video_files import (
     Video,
+    entries_of,
     files_of_videos,
     frames_among,
+    holds_more,
     label_file,
-    natural,
     read_frame,
     read_frame_labels,
 )
@@ -86,6 +87,9 @@ def plain(folder: Path, task: str | None, label_field: str | None) -> VideoLayou
     options: dict[str, Any] = {"splits": splits, "up": "z", "points": usual_points(learned or videos)}
     frames = sorted(video.length for video in learned or videos)
     notes = [UP_NOTE]
+    if pair := next((pair for video in videos if (pair := gap(video.files))), None):
+        options["gaps"] = True
+        notes.append(f"a frame is missing between {pair[0]} and {pair[1].name}: `gaps: true` takes them as neighbours")
     if task == "action":
         trained = sorted({parts[video][1][-2] for video in learned if len(parts[video][1]) > 1}) or sorted(classes)
         if len(trained) < 2:
@@ -107,17 +111,14 @@ def plain(folder: Path, task: str | None, label_field: str | None) -> VideoLayou
 
 def leaves(folder: Path, root: Path) -> list[Video]:
     """Videos below a folder, named by their path: folders of two or more frames, and array files."""
-    entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural)
-    found = []
+    entries, found = entries_of(folder), []
+    inner = [video for place in entries if holds_more(place) for video in leaves(place, root)]
     for file in files_of_videos(entries):
         found.append(Video(file.relative_to(root).as_posix(), file, contents(file).frames[0]))
-    frames = [] if found else frames_among(entries)
+    frames = [] if found else frames_among(entries, text=not inner)
     if len(frames) > 1 and folder != root and named_split(folder.name) not in SPLITS:
         found.append(Video(folder.relative_to(root).as_posix(), folder, len(frames), files=tuple(frames)))
-    for place in entries:
-        if place.is_dir() and not is_scan(place):
-            found += leaves(place, root)
-    return found
+    return found + inner
 
 
 def split_of(parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:

@@ -99,7 +99,7 @@ def neighbour(dataset: VideoSet, video: Video, number: int) -> Frame:
     if dataset.empty_frames == "refuse":
         raise UserError(
             f"{video.path}: frame {number} of {video.name} has no points{inside}; take it out, or set "
-            f"`empty_frames: repeat` to show the frame before it again"
+            f"`empty_frames: repeat` in {dataset.file} (in prediction: --gaps) to show the frame before it again"
         )
     count = video.length // dataset.merge
     for other in (*range(number - 1, -1, -1), *range(number + 1, count)):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pointadapt.data.frame_names import natural
 from pointadapt.data.layout import UP_NOTE, Layout
 from pointadapt.data.object_layouts import pick
 from pointadapt.data.scans import SPLITS
@@ -28,7 +29,6 @@ from pointadapt.data.video_classes import (
     SYNTHIA,
     SYNTHIA_IGNORED,
 )
-from pointadapt.data.video_files import natural
 from pointadapt.data.video_set import VideoSet
 from pointadapt.errors import UserError
 

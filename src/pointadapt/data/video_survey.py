@@ -14,7 +14,7 @@ from pointadapt.data.video_set import VideoSet
 #: key -> what stands above it in the file.
 COMMENTS = {
     "frames": "Frames of a clip, the frames from one of them to the next, and from one clip's start to the next one's\n"
-    "# in evaluation (0: no overlap).",
+    "# in evaluation (0: one clip behind the other).",
     "merge": "Frames of the files that are joined into one, for sparse sensors.",
     "points": "Points of a frame that the model sees.",
     "columns": "Which columns of arrays are x, y and z.",

@@ -40,8 +40,8 @@ class VideoItems(Dataset):
     """The clips of one split.
 
     With ``train`` an item is a video, of which every access shows a random clip, augmented; else an item is a clip, in
-    the order of videos and frames, always the same. For task action, clips start every ``stride`` frames as long as
-    they fit; for the segmentations they cover every frame, so that each gets a prediction.
+    the order of videos and frames, always the same. Clips cover every frame, so that each gets a prediction; but for
+    task action with a ``stride``, as published, they start every so many frames as long as they fit.
 
     An item is a dict of
         coord    [N, 3] float32, the frames behind each other     counts  [T] int64 points of each frame
@@ -81,6 +81,8 @@ class VideoItems(Dataset):
         found = dataset.videos(split) if isinstance(split, str) else list(split)
         if not found:
             raise UserError(f"{dataset.file}: the split {split!r} lists no videos; add some under `splits`")
+        if bad := next((video for video in found if video.problem), None):
+            raise UserError(bad.problem)
         kept = [dataset.short_video == "pad_last" or self._length(video) >= dataset.span for video in found]
         self.videos = [video for video, keep in zip(found, kept, strict=True) if keep]
         self.dropped = [video for video, keep in zip(found, kept, strict=True) if not keep]
@@ -173,7 +175,7 @@ class VideoItems(Dataset):
 
     def _clips(self, row: int) -> list[Clip]:
         dataset = self.dataset
-        cover = dataset.task != "action"
+        cover = dataset.task != "action" or dataset.stride == 0
         starts = clip_starts(self.length(row), dataset.frames, dataset.step, dataset.stride, cover)
         halves = (None,) if dataset.halves is None else (0, 1)
         return [Clip(row, start, half) for start in starts for half in halves]
@@ -267,7 +269,7 @@ class VideoItems(Dataset):
 def clip_starts(length: int, frames: int, step: int, stride: int, cover: bool = False) -> list[int]:
     """First frames of the clips of a video; a video shorter than a clip has one, from 0.
 
-    Every ``stride`` frames (0: without overlap) as long as clips fit: for stride 1 the published
+    Every ``stride`` frames (0: one clip behind the other) as long as clips fit: for stride 1 the published
     ``length - step * (frames - 1)`` clips. With ``cover`` every frame of the video is in some clip: the ``step``
     interleaved sequences are cut each by itself, their last clips pulled back to the end.
     """
@@ -283,7 +285,10 @@ def clip_starts(length: int, frames: int, step: int, stride: int, cover: bool = 
 
 
 def videos_at(dataset: VideoSet, path: Path | str) -> list[Video]:
-    """Videos at a path anywhere, to be predicted: a folder of frames, folders of such folders, an array file."""
+    """Videos at a path anywhere, to be predicted: a folder of frames, folders of such folders, an array file.
+
+    Those that cannot be used are among them and have a ``problem``, so that one does not keep the others waiting.
+    """
     if not Path(path).exists():
         raise UserError(f"there is no video {path}: check the path")
     return list_videos(dataset, str(Path(path).absolute()), labelled=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pointadapt.data.io import LABELLED
 from pointadapt.data.video_files import Video
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.videos import videos_at
@@ -35,7 +36,7 @@ def video_jobs(
     is_one = len(videos) == 1 and videos[0].path == root
     if is_one:
         stem = source.absolute().name if source.is_dir() else source.stem
-        beside = source.absolute().with_name(f"{stem}_labelled{ending}")
+        beside = source.absolute().with_name(f"{stem}{LABELLED}{ending}")
         if out is None:
             target = beside
         elif not ending:
@@ -47,7 +48,7 @@ def video_jobs(
     else:
         if out is not None and out.suffix.lower() == ending and ending:
             raise UserError(f"{source} holds {len(videos)} videos: give --out a folder, each gets a file there")
-        beside = source.absolute().with_name(f"{source.absolute().name}_labelled")
+        beside = source.absolute().with_name(f"{source.absolute().name}{LABELLED}")
         folder = beside if out is None else as_folder(out)
         targets = [folder / f"{name}{ending}" for name in names]
     for target in targets:

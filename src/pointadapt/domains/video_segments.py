@@ -23,8 +23,8 @@ from pointadapt.data.video_files import read_frame
 from pointadapt.data.videos import VideoItems
 from pointadapt.domains.domain import Asked, Found, Show, gathered
 from pointadapt.domains.parts import write_columns
-from pointadapt.domains.video_outputs import picture_of, video_jobs, write_ply, write_table
-from pointadapt.domains.videos import TO_VIEW, Videos, filled
+from pointadapt.domains.video_outputs import picture_of, write_ply, write_table
+from pointadapt.domains.videos import TO_VIEW, Videos, averaged
 from pointadapt.errors import UserError
 from pointadapt.metrics import classification_scores, confusion_matrix, scores, sum_over_processes
 from pointadapt.metrics_video import SegmentScores, video_miou
@@ -47,7 +47,7 @@ class FrameActions(Videos):
     """One class per frame."""
 
     target: ClassVar[str] = "frame_label"
-    options: ClassVar[dict[str, Any]] = {"probabilities": False}
+    options: ClassVar[dict[str, Any]] = {**Videos.options, "probabilities": False}
     heads: ClassVar[tuple[str, ...]] = ("mlp",)
 
     def task(self, backbone: Any) -> ActionSegmentation:
@@ -63,13 +63,13 @@ class FrameActions(Videos):
             for row, frames, probability in zip(rows, batch["frames"].numpy(), logits.softmax(2).numpy(), strict=True):
                 if items.clips[row].video != video:
                     if video >= 0:
-                        yield video, filled(total)
+                        yield video, averaged(total)
                     video = items.clips[row].video
                     total = np.zeros((items.length(video), len(self.names)), np.float32)
                 shown = frames >= 0
                 total[frames[shown]] += probability[shown]
         if video >= 0:
-            yield video, filled(total)
+            yield video, averaged(total)
 
     def evaluate(
         self, model: nn.Module, items: VideoItems, device: torch.device, asked: Asked, shown: int = 0
@@ -126,6 +126,7 @@ class PointClasses(Videos):
     """
 
     target: ClassVar[str] = "segment"
+    ending: ClassVar[str] = ""
     heads: ClassVar[tuple[str, ...]] = ("mlp", "pyramid", "slim")
 
     def settled(self, run: Run) -> Run:
@@ -192,12 +193,6 @@ class PointClasses(Videos):
         return Found(scores(counts, asked.absent).as_dict(), details, scenes, self.notes(items))
 
     # ------------------------------------------------------------------ prediction
-
-    def jobs(self, source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
-        """(video, folder of its labelled frames) pairs."""
-        found = video_jobs(self.dataset, source, out, overwrite, ending="")
-        self.sources = {name: video for name, _, video in found}
-        return [(name, target) for name, target, _ in found]
 
     def label(self, model: nn.Module, source: Path, target: Path, device: torch.device, show: Show) -> None:
         """Every frame with a class and a confidence per point, classes.csv and timeline.png with the shares of classes.

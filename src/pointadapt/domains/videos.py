@@ -43,12 +43,15 @@ FRAMES_KEPT = 32 << 20
 class Videos(Domain):
     """A run on a VideoSet.
 
-    need  points a frame must have, known once the task is built; where it has fewer, they are repeated
+    need    points a frame must have, known once the task is built; where it has fewer, they are repeated
+    ending  of what prediction writes for a video, "" for a folder
     """
 
     dataset: VideoSet
     aligns: ClassVar[bool] = True
     heads: ClassVar[tuple[str, ...]] = ("mlp", "linear")
+    options: ClassVar[dict[str, Any]] = {"gaps": False}
+    ending: ClassVar[str] = TABLE
 
     def __init__(self, run: Run, dataset: VideoSet) -> None:
         if run.points:
@@ -135,13 +138,17 @@ class Videos(Domain):
     # ------------------------------------------------------------------ prediction
 
     def jobs(self, source: Path, out: Path | None, overwrite: bool) -> list[tuple[Path, Path]]:
-        found = video_jobs(self.dataset, source, out, overwrite)
+        found = video_jobs(self.as_told(), source, out, overwrite, self.ending)
         self.sources = {name: video for name, _, video in found}
         return [(name, target) for name, target, _ in found]
 
+    def as_told(self) -> VideoSet:
+        """The data set as prediction was told to read it."""
+        return replace(self.dataset, gaps=True, empty_frames="repeat") if self.told["gaps"] else self.dataset
+
     def to_predict(self, name: Path) -> VideoItems:
         """All clips of one video, without labels; a short one is shown whole whatever training did with such."""
-        dataset = replace(self.dataset, short_video="pad_last")
+        dataset = replace(self.as_told(), short_video="pad_last")
         return VideoItems(dataset, [self.sources[name]], train=False, need=self.need, memory=FRAMES_KEPT)
 
 
@@ -149,7 +156,7 @@ class Actions(Videos):
     """One class per video, by the votes of its clips."""
 
     target: ClassVar[str] = "label"
-    options: ClassVar[dict[str, Any]] = {"probabilities": False}
+    options: ClassVar[dict[str, Any]] = {**Videos.options, "probabilities": False}
 
     def task(self, backbone: Any) -> VideoClassification:
         self.know(backbone)
@@ -211,7 +218,7 @@ class Actions(Videos):
                 seen = frames[frames >= 0]
                 timeline[seen] += probability
                 clips.append((int(seen[0]) * merge, (int(seen[-1]) + 1) * merge - 1, probability))
-        timeline = filled(timeline)
+        timeline = averaged(timeline)
         more = self.names if self.told["probabilities"] else []
         rows = [
             (first, last, self.names[int(p.argmax())], f"{p.max():.6f}", *(f"{v:.6f}" for v in p if more))
@@ -241,11 +248,9 @@ class Actions(Videos):
         return [table, *files]
 
 
-def filled(timeline: np.ndarray) -> np.ndarray:
-    """Sums of probabilities [F, C] as means; frames that no clip showed take the last one's before them."""
-    total = timeline.sum(1)
-    shown = np.maximum.accumulate(np.where(total > 0, np.arange(len(total)), 0))
-    return timeline[shown] / total[shown][:, None]
+def averaged(timeline: np.ndarray) -> np.ndarray:
+    """Sums of probabilities [F, C] as means; zeros stay where no clip showed a frame."""
+    return timeline / np.maximum(timeline.sum(1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def strip(sample: Sample) -> np.ndarray:
