@@ -98,7 +98,7 @@ class FrameActions(Videos):
         values = {key.replace("@", "_"): value for key, value in found.scores().items()}
         values["accuracy"] = classification_scores(counts)["accuracy"]
         pictures = [(f"{name}: {100 * right:.1f} % of the frames", picture) for right, name, picture in worst]
-        details = {"confusion": counts.tolist(), "dropped": [video.name for video in items.dropped]}
+        details: dict[str, Any] = {"confusion": counts.tolist(), "dropped": [video.name for video in items.dropped]}
         details["f1_released"] = {key: value for key, value in released.scores().items() if key.startswith("f1@")}
         return Found(values, details, notes=self.notes(items), pictures=pictures)
 
