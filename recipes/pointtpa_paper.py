@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dapt": {"method": "dapt", "options": {"rank": 64}},
     "pointgst": {"method": "pointgst"},
     "ft": {"method": "full"},
+    "ft-decoder": {"method": "full", "decoder": True},
 }
 GUESSED = (
     "the released code loses PointTPA's zero start and lets scenes of a batch into each other's patches; here it is "

@@ -21,7 +21,9 @@ RECIPE = Recipe(
         "bitfit": row((76.1, 87.1, 91.0), **METHODS["bitfit"]),
         "adapter": row((76.4, 87.5, 91.4), **METHODS["adapter"]),
         "lora": row((77.4, 87.8, 91.2), **METHODS["lora"]),
+        "prompt": row((73.7, 86.5, 90.5), **METHODS["prompt"]),
         "ft": row((79.5, 87.3, 92.3), **METHODS["ft"]),
+        "full": row((82.3, 89.9, 93.3), **METHODS["full"], epochs=3_000),
     },
     (*GUESSED, FROM_SCANNET),
 )

@@ -17,7 +17,9 @@ RECIPE = Recipe(
         "bitfit": row((73.9, 82.0, 91.5), **METHODS["bitfit"]),
         "adapter": row((73.8, 82.9, 91.5), **METHODS["adapter"]),
         "lora": row((74.5, 83.2, 91.5), **METHODS["lora"]),
+        "prompt": row((73.4, 82.5, 91.0), **METHODS["prompt"]),
         "ft": row((72.4, 79.0, 92.2), **METHODS["ft"]),
+        "full": row((76.0, 81.6, 93.0), **METHODS["full"], epochs=3_000),
     },
     (*GUESSED, FROM_SCANNET),
 )

@@ -24,6 +24,7 @@ RECIPE = Recipe(
         "dapt": row((74.6, 81.2, 92.7), **METHODS["dapt"]),
         "pointgst": row((75.0, 81.4, 92.9), **METHODS["pointgst"]),
         "ft": row((74.5, 80.3, 93.1), **METHODS["ft"]),
+        "ft-decoder": row((76.0, 81.6, 93.0), **METHODS["ft-decoder"]),
     },
     GUESSED,
 )

@@ -17,7 +17,9 @@ RECIPE = Recipe(
         "bitfit": row((32.5, 45.5, 82.0), **METHODS["bitfit"]),
         "adapter": row((33.6, 45.7, 82.5), **METHODS["adapter"]),
         "lora": row((33.6, 45.5, 82.7), **METHODS["lora"]),
+        "prompt": row((31.4, 44.4, 81.6), **METHODS["prompt"]),
         "ft": row((37.3, 47.8, 83.7), **METHODS["ft"]),
+        "full": row((36.8, 46.5, 84.4), **METHODS["full"], epochs=800),
     },
     (*GUESSED, FROM_SCANNET),
 )

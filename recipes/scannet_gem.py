@@ -17,7 +17,9 @@ RECIPE = Recipe(
         "bitfit": row((74.7, 84.7, 90.8), **METHODS["bitfit"]),
         "adapter": row((77.0, 85.4, 91.8), **METHODS["adapter"]),
         "lora": row((76.7, 85.7, 91.7), **METHODS["lora"]),
+        "prompt": row((74.3, 84.1, 90.5), **METHODS["prompt"]),
         "ft": row((78.3, 85.9, 92.3), **METHODS["ft"]),
+        "full": row((79.4, 86.1, 92.5), **METHODS["full"], epochs=800),
     },
     GUESSED,
 )

@@ -24,6 +24,7 @@ RECIPE = Recipe(
         "dapt": row((77.7, 86.5, 91.9), **METHODS["dapt"]),
         "pointgst": row((77.7, 85.8, 91.9), **METHODS["pointgst"]),
         "ft": row((78.9, 86.1, 92.3), **METHODS["ft"]),
+        "ft-decoder": row((79.4, 86.1, 92.5), **METHODS["ft-decoder"]),
     },
     GUESSED,
 )

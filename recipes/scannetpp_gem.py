@@ -17,7 +17,9 @@ RECIPE = Recipe(
         "bitfit": row((42.4, 56.5, 85.7), **METHODS["bitfit"]),
         "adapter": row((42.6, 57.5, 85.6), **METHODS["adapter"]),
         "lora": row((44.2, 58.0, 86.5), **METHODS["lora"]),
+        "prompt": row((41.2, 56.2, 84.8), **METHODS["prompt"]),
         "ft": row((49.8, 61.2, 87.6), **METHODS["ft"]),
+        "full": row((43.7, 55.8, 86.6), **METHODS["full"], epochs=800),
     },
     (*GUESSED, FROM_SCANNET),
 )

@@ -24,6 +24,7 @@ RECIPE = Recipe(
         "dapt": row((39.6, 50.9, 85.2), **METHODS["dapt"]),
         "pointgst": row((40.0, 52.0, 85.9), **METHODS["pointgst"]),
         "ft": row((41.8, 50.7, 86.3), **METHODS["ft"]),
+        "ft-decoder": row((43.7, 55.8, 86.6), **METHODS["ft-decoder"]),
     },
     GUESSED,
 )

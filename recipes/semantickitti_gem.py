@@ -17,6 +17,7 @@ RECIPE = Recipe(
         "bitfit": row((59.9, 70.6, 91.0), **METHODS["bitfit"]),
         "adapter": row((62.5, 72.2, 92.0), **METHODS["adapter"]),
         "lora": row((63.8, 74.0, 92.0), **METHODS["lora"]),
+        "prompt": row((59.1, 71.0, 90.8), **METHODS["prompt"]),
         "ft": row((68.8, 75.2, 92.6), **METHODS["ft"]),
     },
     (
