@@ -56,8 +56,8 @@ FEW_LABELS = """
     bitfit 46.5 64.9 69.9 71.7 71.0 72.3 72.9 73.6 | adapter 46.4 64.2 70.1 72.2 71.8 73.4 74.7 75.0
     lora 46.6 63.0 70.1 72.6 72.1 73.6 75.2 75.5 | prompt 45.5 62.6 68.9 71.1 70.2 71.5 72.5 72.8
     ft 44.4 63.2 71.3 72.3 69.6 72.6 75.3 76.2 | full 45.3 65.7 72.4 72.8 70.5 73.6 76.0 77.0"""
-#: Trained weights as printed: in million with a head for 20 classes, or in percent without one. Rows that no settings
-#: meet (see the recipes' ``guessed``): BitFit and Prompt with decoder of GEM, LoRA and IDPT of PointTPA.
+#: Trained weights as printed: in million with a head for 20 classes, or in percent without one. Left out is what no
+#: settings meet (see the recipes' ``guessed``): BitFit and Prompt with decoder of GEM, LoRA and IDPT of PointTPA.
 WEIGHTS = {
     "scannet_gem": "gem 1.8M | linear 0.02M | adapter 2.8M | lora 1.9M | prompt 5.5M | ft 108.5M | full 124.8M",
     "scannet_decoder_gem": "gem 18.1M | decoder 16.3M | adapter 19.1M | lora 18.2M | full 124.8M",
