@@ -221,6 +221,12 @@ def trains_adapter_and_head_only(case: Case) -> None:
     model.print_trainable_parameters()
 
 
+def is_made_where_the_model_is(case: Case) -> None:
+    """Adapters and a head that is built anew; a tensor left on the CPU shows as well beside meta as beside a GPU."""
+    model = adapt(case.plain().to("meta"), METHODS[case.method]())
+    assert not [name for name, value in [*model.named_parameters(), *model.named_buffers()] if not value.is_meta]
+
+
 def is_identity_at_start(case: Case) -> None:
     if not case.is_identity:
         pytest.skip("the published method is none")
@@ -464,6 +470,7 @@ def refuses_another_backbone(case: Case) -> None:
 
 CHECKS: list[Callable[[Case], None]] = [
     trains_adapter_and_head_only,
+    is_made_where_the_model_is,
     is_identity_at_start,
     frozen_stays_frozen,
     every_trained_tensor_learns,

@@ -135,6 +135,12 @@ def test_a_mask_of_the_tokens_is_heeded():
         assert torch.equal(*kept)
 
 
+def test_a_method_is_made_where_the_model_is():
+    """Also beside parts without parameters, which do not say where. Meta stands for a GPU."""
+    model = adapt(Classification(Foundation(model_of("bert")), 3).to("meta"), METHODS["appt"]())
+    assert not [name for name, value in [*model.named_parameters(), *model.named_buffers()] if not value.is_meta]
+
+
 def test_stays_in_eval_mode_and_frozen():
     net = Foundation(model_of("gpt2")).train()  # its config has dropout
     assert not any(m.training for m in net.modules())

@@ -46,4 +46,6 @@ def test_a_scorer_with_a_loss_of_its_own_learns_in_every_process(name, group):
     alone, together = found
     scorer = [name for name in alone if ".scorer." in name]
     assert scorer and all(alone[name].any() for name in scorer)
-    assert all(torch.equal(together[name], alone[name]) for name in alone)
+    assert together.keys() == alone.keys()
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name], atol=1e-5, rtol=1e-4)

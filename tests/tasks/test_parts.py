@@ -180,3 +180,9 @@ def test_adapters_train_save_and_load(tmp_path, name):
         assert torch.equal(again(point), model(point))
     with pytest.raises(UserError, match="already there read max, mean"):
         task.read_from(["max"])
+
+
+def test_a_new_head_is_made_where_the_backbone_is():
+    model = model_of().to("meta")  # in place of a GPU
+    model.read_from(["mean"])
+    assert all(p.is_meta for p in model.head.parameters())

@@ -157,6 +157,13 @@ def test_segmentation_works_on_frames_of_unequal_size_and_refuses_what_it_cannot
         VideoClassification(net(), 5, head="mlp3")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_new_head_is_made_where_the_backbone_is(kind):
+    model = kind(net(), 5).to("meta")  # in place of a GPU
+    model.read_from(["mean"])
+    assert all(p.is_meta for p in model.head.parameters())
+
+
 def test_a_method_may_choose_what_is_read():
     for kind in TASKS:
         model = kind(net(), 5)

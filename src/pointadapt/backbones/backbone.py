@@ -60,6 +60,10 @@ class Backbone(nn.Module):
         self.name_or_path: str = "random"
         self.fresh: list[str] = []
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def forward(self, point: Point) -> Point | Tokens:
         raise NotImplementedError
 

@@ -87,11 +87,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # peft's version reads base_layer.weight, which a branch does not have, and casts to its type.
         if adapter_name in self.adapters:
-            move(self.adapters[adapter_name], device or device_of(self.base_layer))
+            adapter = self.adapters[adapter_name]
+            move(adapter, device or device_of(self.base_layer, adapter))
 
 
-def device_of(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
+def device_of(*modules: nn.Module) -> torch.device:
+    """Where the first of their parameters lies that has values (not meta), if there are any."""
+    devices = [p.device for module in modules for p in module.parameters()]
+    return next((d for d in devices if d.type != "meta"), devices[0] if devices else torch.device("cpu"))
 
 
 def move(module: nn.Module, device: torch.device) -> nn.Module:
@@ -183,7 +186,7 @@ class Tuner(BaseTuner):
             layer.train(target.training)
             setattr(bare(parent), target_name, layer)
         adapter.adapter_name = adapter_name
-        layer.adapters[adapter_name] = move(adapter, device_of(layer.base_layer)).train(layer.training)
+        layer.adapters[adapter_name] = move(adapter, device_of(layer.base_layer, self.model)).train(layer.training)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config

@@ -69,7 +69,9 @@ class Classification(WithAuxiliary):
         check_untrained(head, Head, parts, self.read)
         self.read, self.head_kind = tuple(parts), head_kind
         channels = sum(width_of(part, self.backbone) for part in self.read)
-        self.head = Head(head_kind, channels, len(self.classes), backbone_fingerprint(self.backbone), self.dropout)
+        fingerprint = backbone_fingerprint(self.backbone)
+        head = Head(head_kind, channels, len(self.classes), fingerprint, self.dropout)
+        self.head = head.to(self.backbone.device)
 
     def forward(self, point: Point) -> Tensor:
         out = self.backbone(point)

@@ -65,7 +65,7 @@ class VideoTask(WithAuxiliary):
         check_untrained(head, VideoHead, parts, self.read)
         self.read = tuple(parts)
         channels = sum(width_of(part, self.backbone) for part in self.read)
-        self.head = make(channels, backbone_fingerprint(self.backbone))
+        self.head = make(channels, backbone_fingerprint(self.backbone)).to(self.backbone.device)
 
     def frames(self, point: Point) -> Tensor:
         """[B, T', C]: what the head reads of every frame that has tokens."""

@@ -94,7 +94,8 @@ class PartSegmentation(WithAuxiliary):
         self.read = tuple(parts)
         wide, whole = head_widths(self.read, len(self.taps), self.backbone.out_channels)
         fingerprint = backbone_fingerprint(self.backbone)
-        self.head = PartHead(wide, whole, len(self.categories), len(self.classes), fingerprint, self.dropout)
+        head = PartHead(wide, whole, len(self.categories), len(self.classes), fingerprint, self.dropout)
+        self.head = head.to(self.backbone.device)
 
     def forward(self, point: Point) -> Tensor:
         category = self.category_of(point)

@@ -43,7 +43,8 @@ class Segmentation(nn.Module):
         self.backbone = backbone
         self.name_or_path = backbone.name_or_path
         self.dropout = nn.Dropout(dropout)
-        self.head = Head(backbone.dense_channels, len(self.classes), backbone_fingerprint(backbone))
+        head = Head(backbone.dense_channels, len(self.classes), backbone_fingerprint(backbone))
+        self.head = head.to(backbone.device)
 
     def forward(self, point: Point | Levels) -> Tensor:
         """Of a Point, or of the features that :meth:`frozen` made of one before."""

@@ -91,7 +91,8 @@ class VideoSegmentation(VideoTask):
         self.read = tuple(parts)
         wide, whole = head_widths(self.read, len(self.taps), self.backbone.out_channels)
         fingerprint = backbone_fingerprint(self.backbone)
-        self.head = PointsHead(wide, whole, self.skip, len(self.classes), fingerprint, self.dropout)
+        head = PointsHead(wide, whole, self.skip, len(self.classes), fingerprint, self.dropout)
+        self.head = head.to(self.backbone.device)
 
     def forward(self, point: Point) -> Tensor:
         if point.feat.shape[1] < self.skip:
