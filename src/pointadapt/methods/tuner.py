@@ -20,6 +20,7 @@ from peft.utils.integrations import init_empty_weights
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
 
+from pointadapt.backbones.backbone import move
 from pointadapt.errors import UserError
 from pointadapt.methods.adapter import Adapter, Shared
 from pointadapt.methods.sites import bare, check_names, find_sites, leaves, plain_modules, trained_parts
@@ -95,11 +96,6 @@ def device_of(*modules: nn.Module) -> torch.device:
     """Where the first of their parameters lies that has values (not meta), if there are any."""
     devices = [p.device for module in modules for p in module.parameters()]
     return next((d for d in devices if d.type != "meta"), devices[0] if devices else torch.device("cpu"))
-
-
-def move(module: nn.Module, device: torch.device) -> nn.Module:
-    """To ``device``, unless the module is still without values (meta)."""
-    return module if any(p.is_meta for p in module.parameters()) else module.to(device)
 
 
 class Tuner(BaseTuner):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.backbone import Backbone, move
 from pointadapt.errors import UserError
 from pointadapt.ops.segment import segment_max, segment_mean
 from pointadapt.point import Point
@@ -71,7 +71,7 @@ class Classification(WithAuxiliary):
         channels = sum(width_of(part, self.backbone) for part in self.read)
         fingerprint = backbone_fingerprint(self.backbone)
         head = Head(head_kind, channels, len(self.classes), fingerprint, self.dropout)
-        self.head = head.to(self.backbone.device)
+        self.head = move(head, self.backbone.device)
 
     def forward(self, point: Point) -> Tensor:
         out = self.backbone(point)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.backbone import Backbone, move
 from pointadapt.errors import UserError
 from pointadapt.ops.frames import frames_in, take_clouds, times
 from pointadapt.point import Point
@@ -65,7 +65,8 @@ class VideoTask(WithAuxiliary):
         check_untrained(head, VideoHead, parts, self.read)
         self.read = tuple(parts)
         channels = sum(width_of(part, self.backbone) for part in self.read)
-        self.head = make(channels, backbone_fingerprint(self.backbone)).to(self.backbone.device)
+        head = make(channels, backbone_fingerprint(self.backbone))
+        self.head = move(head, self.backbone.device)
 
     def frames(self, point: Point) -> Tensor:
         """[B, T', C]: what the head reads of every frame that has tokens."""

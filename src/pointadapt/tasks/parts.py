@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.backbone import Backbone, move
 from pointadapt.errors import UserError
 from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point
@@ -95,7 +95,7 @@ class PartSegmentation(WithAuxiliary):
         wide, whole = head_widths(self.read, len(self.taps), self.backbone.out_channels)
         fingerprint = backbone_fingerprint(self.backbone)
         head = PartHead(wide, whole, len(self.categories), len(self.classes), fingerprint, self.dropout)
-        self.head = head.to(self.backbone.device)
+        self.head = move(head, self.backbone.device)
 
     def forward(self, point: Point) -> Tensor:
         category = self.category_of(point)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.backbone import Backbone, move
 from pointadapt.errors import UserError
 from pointadapt.ops.levels import Levels
 from pointadapt.point import Point
@@ -44,7 +44,7 @@ class Segmentation(nn.Module):
         self.name_or_path = backbone.name_or_path
         self.dropout = nn.Dropout(dropout)
         head = Head(backbone.dense_channels, len(self.classes), backbone_fingerprint(backbone))
-        self.head = head.to(backbone.device)
+        self.head = move(head, backbone.device)
 
     def forward(self, point: Point | Levels) -> Tensor:
         """Of a Point, or of the features that :meth:`frozen` made of one before."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone
+from pointadapt.backbones.backbone import Backbone, move
 from pointadapt.backbones.frame_pyramid import Level, put_pyramid
 from pointadapt.errors import UserError
 from pointadapt.ops.frames import take_clouds
@@ -92,7 +92,7 @@ class VideoSegmentation(VideoTask):
         wide, whole = head_widths(self.read, len(self.taps), self.backbone.out_channels)
         fingerprint = backbone_fingerprint(self.backbone)
         head = PointsHead(wide, whole, self.skip, len(self.classes), fingerprint, self.dropout)
-        self.head = head.to(self.backbone.device)
+        self.head = move(head, self.backbone.device)
 
     def forward(self, point: Point) -> Tensor:
         if point.feat.shape[1] < self.skip:
