@@ -68,6 +68,10 @@ def can_resume(out: Path) -> bool:
     return has_state(out) or all((out / name).is_file() for name in ALIGNED)
 
 
+#: Settings that a resumed run may change: where things lie, and what the machine at hand offers.
+FREE = ("data", "out", "cache", "num_workers", "threads")
+
+
 def check_resumable(run: Run, started: Run, dataset: Any) -> None:
     """Raises UserError where ``run`` has other settings, or its data set reads otherwise, than when it was started.
 
@@ -80,7 +84,7 @@ def check_resumable(run: Run, started: Run, dataset: Any) -> None:
             f"{dataset.file} is another data set than {run.folder} was started on: give that one, or another --out"
         )
     before, now = started.as_dict(), run.as_dict()
-    changed = [k for k in now if now[k] != before[k] and k not in ("data", "out", "num_workers", "cache")]
+    changed = [k for k in now if now[k] != before[k] and k not in FREE]
     if changed:
         told = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed)
         raise UserError(f"{run.folder} was started with other settings ({told}): a resumed run must keep them")

@@ -199,7 +199,7 @@ class Backbones:
 class Compare:
     """Compare methods under one protocol: a grid that can be stopped, resumed and shared out over processes."""
 
-    data: Path = field(metadata={"help": "Folder with a dataset.yaml that lists train, val and test."})
+    data: Path = field(metadata={"help": "Folder with a dataset.yaml; test is scored, or val where none is listed."})
     out: Path = option(Path("compare"), "Folder of the grid; the same command goes on with it, or helps it along.")
     backbone: str | None = option(None, "Name or checkpoint file. Default: the kind of data's own.")
     methods: str = option("all", "Comma-separated: names, name[option=value,...], random:name, or all.")
@@ -211,26 +211,32 @@ class Compare:
     batch_size: int | None = option(None, "Crops or shapes per step. Default: the kind of data's own.")
     points: int | None = option(None, "Most voxels of a crop, or points of a shape. Default: the kind of data's own.")
     head: Literal["mlp3", "mlp2", "mlp", "linear"] | None = option(None, "Head of a classifier; of videos mlp, linear.")
+    decoder: bool = option(False, "Put the PTv3 decoder on an encoder-only backbone and train it with every head.")
     lr: float | None = option(None, "The recipe's learning rate of the adapter. Default: the kind of data's own.")
     head_lr: float | None = option(None, "That of the head.")
     backbone_lr: float | None = option(None, "That of pretrained weights where a method trains them.")
     precision: Literal["no", "bf16", "fp16"] | None = option(None, "Mixed precision. Default: bf16 on a GPU, else no.")
+    grad_accum: int = option(1, "Parts a step's crops are computed in, one after the other (less memory).")
     transform: str = option("auto", "Training transforms, the same for all.")
+    mix3d: float = option(0.0, "Probability of merging the crops of a batch in pairs (Mix3D); scenes only.")
     select: Literal["last", "val"] = option("last", "Which step counts: the last, or the best on validation data.")
+    eval_every: int = option(100, "Steps between states that a stopped run goes on from.")
     threads: int = option(0, "CPU threads of torch; 0 = leave them.")
+    cache: Path | None = option(None, "Folder that keeps prepared data on disk; without it they stay in memory.")
     report_only: bool = option(False, "Train nothing; write the report of what is finished.")
 
     def run(self) -> None:
         from pointadapt.compare.compare import compare
 
-        own = ("backbone", "steps", "batch_size", "points", "head", "lr", "head_lr", "backbone_lr", "precision",
-               "transform", "select", "threads")  # fmt: skip
+        own = ("backbone", "steps", "batch_size", "points", "head", "decoder", "lr", "head_lr", "backbone_lr",
+               "precision", "grad_accum", "transform", "mix3d", "select", "eval_every", "threads", "cache")  # fmt: skip
         settings = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
         result = compare(
             self.data, self.out, split_list(self.methods), self.seeds, split_list(self.labels),
             [number(text) for text in split_list(self.factors)], self.trial_share, self.report_only, **settings,
         )  # fmt: skip
-        print(f"{result['finished']} of {result['runs']} runs are finished; wrote compare.html into {self.out}")
+        wrote = f"wrote compare.html into {self.out}" if result["rows"] else "there is nothing to report yet"
+        print(f"{result['finished']} of {result['runs']} runs are finished; {wrote}")
 
 
 @dataclass

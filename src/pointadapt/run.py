@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import platform
 import subprocess
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
@@ -93,6 +95,7 @@ class Run:
         "What chooses adapter/best: validation, nothing (the last step), or the test split, as published.",
     )
     val_share: float = option(0.1, "Share of training shapes or videos to validate on, where none are held out.")
+    holdout: bool = option(False, "Validate on val_share of the training items, scans too, even where val is listed.")
     tta: int = option(0, "Test-time views of evaluate and predict: 0 = one pass; scenes 1..13, shapes 10 as published.")
     tile: int = option(60_000, "Largest number of voxels a scan is computed in at once; larger scans go in tiles.")
     kind: str = field(default=None, metadata={"help": "The task that dataset.yaml names; scenes without one."})  # type: ignore[assignment]
@@ -196,7 +199,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def method_config(name: str, options: dict[str, Any]) -> Any:
-    """The config object of a method. Raises UserError for a name or an option that does not exist."""
+    """The config object of a method. Raises UserError for a name, an option or a value that does not exist."""
     from pointadapt.methods import METHODS
 
     if name not in METHODS:
@@ -204,7 +207,45 @@ def method_config(name: str, options: dict[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(METHODS[name]) if f.init}
     if unknown := sorted(set(options) - known):
         raise UserError(f"method {name!r} has no option {unknown[0]!r}: pointadapt methods {name} lists them")
-    return METHODS[name](**options)
+    hints = get_type_hints(METHODS[name])
+    for option_name, value in options.items():
+        if not fits(value, hints[option_name]):
+            raise UserError(f"{option_name} of method {name!r} is {value!r}; it must be {in_words(hints[option_name])}")
+    try:
+        return METHODS[name](**options)
+    except UserError:
+        raise
+    except ValueError as error:  # peft's way to say it
+        raise UserError(f"method {name!r}: {error}") from error
+
+
+#: Types of options in words; of a list by its entries.
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
+LISTS = {int: "a list such as [0, 2]", str: 'a list such as ["attn", "ffn"]'}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; types other than those of WORDS, which are peft's, take anything."""
+    kind, inside = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, one) for one in inside)
+    if kind is Literal:
+        return value in inside or any("[" in str(one) for one in inside)  # peft: pissa_niter_[number of iters]
+    if kind is list:
+        return isinstance(value, list | tuple) and all(fits(one, inside[0]) for one in value)
+    if hint in (int, float):
+        numbers = (int,) if hint is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) if hint in WORDS else True
+
+
+def in_words(hint: Any) -> str:
+    kind, inside = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(in_words, inside)))
+    if kind is Literal:
+        return f"one of {', '.join(map(str, inside))}"
+    return LISTS.get(inside[0], "a list") if kind is list else WORDS.get(hint, str(hint))
 
 
 def named_method(config: Any) -> tuple[str, dict[str, Any]]:

@@ -38,7 +38,7 @@ from pointadapt.checkpoint import (
 from pointadapt.data.transforms import Sample
 from pointadapt.domains.domain import Asked, Domain, open_domain
 from pointadapt.domains.models import build_model
-from pointadapt.errors import UserError
+from pointadapt.errors import Diverged, UserError
 from pointadapt.files import write_text
 from pointadapt.ops.levels import Levels
 from pointadapt.optim import make_optimizer, make_schedule, parameter_groups
@@ -136,12 +136,13 @@ class KeptBatches(Batches):
         return map(self.__getitem__, self.passes(start))
 
 
-def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(run: Run, resume: bool = False, overwrite: bool = False, validate: bool = True) -> dict[str, Any]:
     """Adapt a backbone as ``run`` says; returns scores, seconds, peak memory and parameter counts.
 
     What it writes into ``run.out`` is listed in checkpoint.py. ``resume`` goes on from the last state saved there;
-    without it an earlier run in the same folder is refused, or removed with ``overwrite``. Raises UserError for
-    anything the user can mend.
+    without it an earlier run in the same folder is refused, or removed with ``overwrite``. Without ``validate`` the
+    data held out are not scored, and the last step is the best. Raises UserError for anything the user can mend, of
+    them Diverged when the loss is no number any more.
     """
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -151,7 +152,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False) -> dict[str, 
     run, out = domain.run, run.folder
     if resume:
         check_resumable(run, domain.settled(Run.load(out)), domain.dataset)
-    split = domain.held_out()
+    split = domain.held_out() if validate else None
     model = build_model(domain)
     task = model.get_base_model()
     batches = KeptBatches(domain, accelerator, task) if run.cache_features else Batches(domain, accelerator)
@@ -286,11 +287,11 @@ def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def mean_loss(now: Progress, accelerator: Accelerator) -> float:
-    """Mean over the passes since the last call and over processes. Raises UserError when training diverged."""
+    """Mean over the passes since the last call and over processes. Raises Diverged when it is no number."""
     value = float(accelerator.reduce(torch.stack(now.losses).mean(), "mean"))
     now.losses.clear()
     if not math.isfinite(value):
-        raise UserError(f"the loss is {value} at step {now.step}: lower lr and head_lr, or use precision no")
+        raise Diverged(f"the loss is {value} at step {now.step}: lower lr and head_lr, or use precision no")
     return value
 
 

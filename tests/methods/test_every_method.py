@@ -9,11 +9,14 @@ from contracts import BACKBONES, KIND, Case, batch, logits, tiny, train
 from pointadapt.analysis.matrix import BACKBONES as OFFICIAL
 from pointadapt.analysis.matrix import matrix
 from pointadapt.backbones.ptv3 import PTv3
+from pointadapt.backbones.weights import save_backbone
 from pointadapt.compare.arms import Arm, choose_arms
+from pointadapt.domains.domain import open_domain
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS, adapt, load_adapted
 from pointadapt.run import method_config
 from pointadapt.tasks.segmentation import Segmentation
+from tiny_runs import tiny_run
 
 HEAD = 24_660
 DECODER = 16_331_520
@@ -146,13 +149,16 @@ def test_a_method_works_or_says_why_not(method, backbone, tmp_path):
         assert f"method {config.method!r} cannot work on {type(tiny(backbone).backbone).__name__}" in str(error.value)
 
 
-def test_compare_leaves_out_with_a_reason():
-    arms, refused = choose_arms(["all"], tiny("unet").backbone)
+def test_compare_leaves_out_with_a_reason(tmp_path):
+    file = tmp_path / "unet.safetensors"
+    save_backbone(tiny("unet").backbone, file)
+    domain = open_domain(tiny_run(tmp_path, backbone=str(file)))
+    arms, refused = choose_arms(["all"], domain)
     names = {arm.method for arm in arms}
     assert {"gem", "convlora", "adapter", "bitfit", "ssf", "full", "linear", "decoder"} <= names
     assert names | refused.keys() == METHODS.keys() and all(refused.values())
     with pytest.raises(UserError, match="use method convlora"):
-        choose_arms(["lora"], tiny("unet").backbone)
+        choose_arms(["lora"], domain)
 
 
 @pytest.mark.parametrize("method", [name for name, config in METHODS.items() if "points" in config.works_on])

@@ -25,11 +25,6 @@ from pointadapt.point import Point
 from pointadapt.tokens import Tokens
 
 
-def move(module: nn.Module, device: torch.device) -> nn.Module:
-    """To ``device``, unless the module is still without values (meta): peft fills those in later."""
-    return module if any(p.is_meta for p in module.parameters()) else module.to(device)
-
-
 class Backbone(nn.Module):
     """Base class of all backbones.
 

@@ -6,19 +6,23 @@ pointadapt compare --data rooms/ --backbone nano --methods all --seeds 3 --label
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from pointadapt.compare.arms import choose_arms
+from pointadapt.compare.claim import claimed
 from pointadapt.compare.cost import Cost, measure
-from pointadapt.compare.grid import Cell, Grid, check_shares, work
+from pointadapt.compare.grid import Cell, Grid, all_diverged, check_shares, work
 from pointadapt.compare.page import write_compare_page
-from pointadapt.compare.tables import as_csv, as_latex, as_markdown, rows_of
+from pointadapt.compare.record import fingerprint
+from pointadapt.compare.tables import Row, as_csv, as_latex, as_markdown, paired_csv, rows_of
+from pointadapt.domains.domain import Domain, open_domain
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
-from pointadapt.kinds import Kind
 from pointadapt.run import Run
 
 
@@ -40,48 +44,72 @@ def compare(
     factors   learning rates to try, as factors on the recipe's; the best on validation data is taken, for each method
               and share. One alone is taken as it is
     settings  fields of Run that all runs share (backbone, steps, ...)
-    The last step of a run counts (select="last" unless said otherwise), scored on the test split.
-    Raises UserError for what cannot be compared: no test split, or rates to choose and no validation data.
+    The last step of a run counts (select="last" unless said otherwise), scored on the test split. Without one val is
+    scored, and rates are chosen on a share of the training items.
+    Raises UserError for what cannot be compared: nothing to score, or rates to choose and no validation data.
     """
-    from pointadapt.domains.domain import open_domain
-    from pointadapt.domains.models import build_task
-
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; it must be at least 1")
+    if not 0 < trial_share <= 1:
+        raise UserError(f"trial_share is {trial_share}; it must be above 0 and at most 1")
+    if not factors or not all(0 < factor < math.inf for factor in factors):
+        raise UserError(f"factors is {list(factors)}; it needs numbers above 0, as in --factors 0.3,1,3")
+    labels, out = check_shares(labels), Path(out)
+    if report_only and not (out / "grid.json").is_file():
+        raise UserError(f"{out} holds no comparison to report on: start it without --report-only, or check --out")
     settings = {"select": "last", **settings, "data": Path(data)}
     probe = open_domain(Run(**settings))
-    if not probe.dataset.paths("test"):
-        raise UserError(
-            f"{probe.dataset.file} lists no test split: a comparison needs shapes or scans that chose nothing"
-        )
-    trial = open_domain(Run(**{**settings, "select": "val"}))  # holds out a share where no val split is listed
-    if len(factors) > 1 and not trial.dataset.paths("val"):
-        raise UserError(f"{probe.dataset.file} has no validation data to choose learning rates on: list a val split, "
-                        "or give one factor with --factors 1")  # fmt: skip
-    arms, refused = choose_arms(methods, build_task(probe).backbone)
-    grid = Grid(Path(out), arms, check_shares(labels), seeds, settings, list(factors), trial_share, refused)
+    split = scored_split(probe)
+    validated = open_domain(Run(**{**settings, "select": "val"})).dataset.paths("val")
+    arms, refused = choose_arms(methods, probe)
+    grid = Grid(
+        out, arms, labels, seeds, settings, list(dict.fromkeys(factors)), trial_share, refused,
+        fingerprint(probe.dataset), split, holdout=split == "val" or not validated,
+    )  # fmt: skip
+    if len(grid.factors) > 1:
+        check_trials(grid)
     grid.open()
     if not report_only:
         work(grid, train_and_score)
     return write_outputs(grid)
 
 
+def scored_split(domain: Domain) -> str:
+    """What final runs are scored on: test, or val where there is none. Raises UserError where neither is of use."""
+    if domain.dataset.paths("test"):
+        return "test"
+    if not domain.dataset.paths("val"):
+        raise UserError(f"{domain.dataset.file} lists no test split and no val to score in its place: list one")
+    if domain.run.select == "val":
+        raise UserError(f"{domain.dataset.file} lists no test split, so val is scored and cannot choose the step as "
+                        "well: use --select last")  # fmt: skip
+    return "val"
+
+
+def check_trials(grid: Grid) -> None:
+    """Raises UserError where a share of the labels leaves nothing to choose learning rates on."""
+    for share in grid.labels:
+        trial = open_domain(grid.run_of(Cell(grid.arms[0], share, 0, 1.0), 1.0))
+        if not trial.dataset.paths("val"):
+            raise UserError(f"{trial.dataset.file} leaves no validation data to choose learning rates on with {share} "
+                            "of the labels: list a val split, or give one factor with --factors 1")  # fmt: skip
+
+
 def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
-    """A trial is scored on validation data, a final run on the test split."""
+    """A trial is scored on validation data; a final run on test, or on val without one, at its end: on the way only
+    where that chooses the step."""
     from pointadapt.checkpoint import can_resume
     from pointadapt.evaluate import evaluate
     from pointadapt.train import train
 
-    if cell.is_trial:
-        run.select = "val"
     resume = can_resume(run.folder)
-    result = train(run, resume=resume, overwrite=not resume)
+    result = train(run, resume=resume, overwrite=not resume, validate=run.select != "last")
     headline = run.of_kind.headline
     about = {"seconds": result["seconds"], "steps": result["steps"], "threads": result["threads"],
              "device": result["device"], "loss": result["loss"]}  # fmt: skip
     if cell.is_trial:
         return {"score": result["last"][headline], **about}
-    found = evaluate(run, "test", "last" if run.select == "last" else "best")
+    found = evaluate(run, None, "last" if run.select == "last" else "best")
     scores = {key: found[key] for key in run.of_kind.scores}
     values = next(iter(run.of_kind.per_class))
     about |= {"per_class": found.get(values), "classes": found["classes"]}
@@ -90,45 +118,71 @@ def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
 
 def write_outputs(grid: Grid) -> dict[str, Any]:
     """Measure what the arms cost (once), then write the page and the tables from the cells that are finished."""
-    kind: Kind = Run(**grid.settings).of_kind
-    costs = costs_of(grid)
-    rows = rows_of(grid, costs)
+    run = Run(**grid.settings)
+    kind = run.of_kind
     finals = [cell for cell in grid.cells() if not cell.is_trial]
     done = sum(grid.file(cell).is_file() for cell in finals)
-    run = Run(**grid.settings)
+    result: dict[str, Any] = {"finished": done, "runs": len(finals), "rows": [], "out": str(grid.out)}
+    if not done:
+        return result
+    rows = rows_of(grid, costs_of(grid))
     lead = (
         f"{len(grid.arms)} methods on {run.backbone}, {run.data.resolve().name}: {run.steps} steps of "
-        f"{run.batch_size}, test split, mean ± standard deviation over {grid.seeds} seeds. "
+        f"{run.batch_size}, {grid.split} split, mean ± standard deviation over {grid.seeds} seeds. "
         f"{done} of {len(finals)} runs are finished."
     )
-    chosen = (
-        f"Learning rates: the recipe's (lr {run.lr:g}, head {run.head_lr:g}, pretrained weights {run.backbone_lr:g}) "
-        f"times the factor given, the best of {', '.join(f'{f:g}' for f in grid.factors)} on validation data after "
-        f"{grid.trial_share:g} of the steps with seed 0, for each method and share of labels."
-        if len(grid.factors) > 1
-        else f"Learning rates: the recipe's times {grid.factors[0]:g}, for all methods."
-    )
+    write_compare_page(grid.out / "compare.html", grid, rows, dict(kind.scores), lead, notes_on(grid, run, rows))
+    write_text(grid.out / "compare.csv", as_csv(rows, list(kind.scores)))
+    write_text(grid.out / "compare_paired.csv", paired_csv(rows, list(kind.scores)))
+    write_text(grid.out / "compare.tex", as_latex(grid, rows, kind.headline, kind.heading))
+    write_text(grid.out / "compare.md", as_markdown(grid, rows, kind.headline, kind.heading))
+    return {**result, "rows": rows}
+
+
+def notes_on(grid: Grid, run: Run, rows: list[Row]) -> list[str]:
+    """How rates were chosen, what was scored and how costs were measured, for the foot of the page."""
+    if len(grid.factors) > 1:
+        on = f"{run.val_share:.0%} of the training items, held out for it" if grid.holdout else "validation data"
+        chosen = (
+            f"Learning rates: the recipe's (lr {run.lr:g}, head {run.head_lr:g}, pretrained weights "
+            f"{run.backbone_lr:g}) times the factor given, the best of {', '.join(f'{f:g}' for f in grid.factors)} on "
+            f"{on} after {grid.trial_share:g} of the steps with seed 0, for each method and share of labels."
+        )
+    else:
+        chosen = f"Learning rates: the recipe's times {grid.factors[0]:g}, for all methods."
+    scored = ["Scored is val: the data lists no test split."] if grid.split == "val" else []
+    lost = [
+        f"All trials of {arm.name} with {share} of the labels diverged; its runs took the lowest rates."
+        for share in grid.labels
+        for arm in grid.arms
+        if len(grid.factors) > 1 and (found := grid.trials(arm, share)) and all_diverged(found)
+    ]
+    threads = next((row.cost.threads for row in rows if row.cost), None)
     spent = (
-        "Seconds and memory: medians of side-by-side rounds in one process on one training batch; memory is the "
-        "largest sum of live tensors beyond the weights. Data order, new weights and the labelled items differ "
-        "with the seed."
+        "Seconds and memory: medians of side-by-side rounds in one process on one training batch, in the runs' "
+        f"precision, CPU threads {threads}; memory is the largest sum of live tensors beyond the weights, in training "
+        "with the optimizer's state. Data order, new weights and the labelled items differ with the seed."
     )
-    if rows:
-        write_compare_page(grid.out / "compare.html", grid, rows, dict(kind.scores), lead, [chosen, spent])
-        write_text(grid.out / "compare.csv", as_csv(rows, list(kind.scores)))
-        write_text(grid.out / "compare.tex", as_latex(grid, rows, kind.headline, kind.heading))
-        write_text(grid.out / "compare.md", as_markdown(grid, rows, kind.headline, kind.heading))
-    return {"finished": done, "runs": len(finals), "rows": rows, "out": str(grid.out)}
+    return [*scored, chosen, *lost, spent]
 
 
 def costs_of(grid: Grid) -> dict[str, Cost]:
-    """Measured once per set of arms and kept in cost.json: a report written again shows the same figures."""
+    """Measured once per set of arms, by one process, and kept in cost.json: a report written again shows the same."""
     file = grid.out / "cost.json"
-    names = [arm.name for arm in grid.arms]
-    if file.is_file():
-        stored = json.loads(file.read_text())
-        if list(stored) == names:
-            return {name: Cost(**values) for name, values in stored.items()}
-    costs = measure([(arm, grid.run_of(Cell(arm, grid.labels[-1], 0), 1.0)) for arm in grid.arms])
-    write_text(file, json.dumps({name: asdict(cost) for name, cost in costs.items()}, indent=1) + "\n")
+    while (costs := stored_costs(file, grid)) is None:
+        with claimed(file.with_suffix(".claim")) as mine:
+            if mine and stored_costs(file, grid) is None:
+                found = measure([(arm, grid.run_of(Cell(arm, grid.labels[-1], 0), 1.0)) for arm in grid.arms])
+                write_text(file, json.dumps({name: asdict(cost) for name, cost in found.items()}, indent=1) + "\n")
+        if not mine:
+            time.sleep(2)
     return costs
+
+
+def stored_costs(file: Path, grid: Grid) -> dict[str, Cost] | None:
+    """None where an arm is missing, or was measured by a version that measured otherwise."""
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    known = {f.name for f in fields(Cost)}
+    if any(stored.get(arm.name, {}).keys() != known for arm in grid.arms):
+        return None
+    return {arm.name: Cost(**stored[arm.name]) for arm in grid.arms}

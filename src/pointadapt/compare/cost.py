@@ -1,12 +1,13 @@
 """What methods cost, measured side by side in one process: training step, inference, memory, adapter file.
 
 Rounds go over all methods in turn, so that whatever else the machine does falls on all of them alike; medians of the
-rounds are given. Memory on a CPU is the largest sum of live tensors that torch's own allocator reports during a step;
-on a GPU it is the allocator's peak.
+rounds are given. Precision and threads are those of the runs. Memory on a CPU is the largest sum of live tensors that
+torch's own allocator reports during a step; on a GPU it is the allocator's peak. The optimizer's state is part of it.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from pointadapt.compare.arms import Arm
-from pointadapt.domains.domain import Domain, open_domain
+from pointadapt.domains.domain import Domain, autocast, open_domain
 from pointadapt.domains.models import build_model
 from pointadapt.run import Run
 from pointadapt.train import count_parameters
@@ -31,7 +32,7 @@ ROUNDS = 5
 @dataclass(frozen=True)
 class Cost:
     """parameters: total, trained, trained_without_head; seconds per training step and per inference of one batch, and
-    the peak of either in bytes; adapter_size in bytes."""
+    the peak of either in bytes; adapter_size in bytes; CPU threads it was measured with."""
 
     parameters: dict[str, int]
     adapter_size: int
@@ -39,6 +40,7 @@ class Cost:
     infer_seconds: float
     train_memory: int
     infer_memory: int
+    threads: int
 
 
 @dataclass
@@ -53,6 +55,9 @@ class Entry:
 
 def measure(runs: Sequence[tuple[Arm, Run]], rounds: int = ROUNDS) -> dict[str, Cost]:
     """Arm's name -> Cost, all on the same batch of training data."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells the terminal when it starts and stops
+    if threads := runs[0][1].threads:
+        torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     entries = {arm.name: bench(run, device) for arm, run in runs}
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in entries}
@@ -69,8 +74,9 @@ def measure(runs: Sequence[tuple[Arm, Run]], rounds: int = ROUNDS) -> dict[str, 
             adapter_size(entry.model),
             statistics.median(times[name][0]),
             statistics.median(times[name][1]),
-            peak(partial(step, entry), device),
+            peak(partial(step, entry), device) + state_size(entry.optimizer),
             peak(partial(infer, entry), device),
+            torch.get_num_threads(),
         )
     return costs
 
@@ -80,7 +86,8 @@ def bench(run: Run, device: torch.device) -> Entry:
     model = build_model(domain).to(device)
     items = domain.items("train", train=True)
     rng = np.random.default_rng(0)
-    samples = [domain.draw(items, index % len(items), rng) for index in range(domain.run.batch_size)]
+    size = domain.run.batch_size // domain.run.grad_accum
+    samples = [domain.draw(items, index % len(items), rng) for index in range(size)]
     batch = domain.collate(samples, rng)
     batch = {k: batch[k].to(device) for k in ("point", domain.target)}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -89,9 +96,9 @@ def bench(run: Run, device: torch.device) -> Entry:
 
 def step(entry: Entry) -> None:
     entry.model.train()
-    point = entry.batch["point"].to(entry.batch["point"].coord.device)  # a new Point: nothing is remembered
-    loss = entry.model.get_base_model().loss(entry.model(point), entry.batch[entry.domain.target])
-    loss.backward()
+    for _ in range(entry.domain.run.grad_accum):
+        logits = forward(entry)
+        entry.model.get_base_model().loss(logits.float(), entry.batch[entry.domain.target]).backward()
     entry.optimizer.step()
     entry.optimizer.zero_grad()
 
@@ -99,7 +106,13 @@ def step(entry: Entry) -> None:
 def infer(entry: Entry) -> None:
     entry.model.eval()
     with torch.inference_mode():
-        entry.model(entry.batch["point"].to(entry.batch["point"].coord.device))
+        forward(entry)
+
+
+def forward(entry: Entry) -> torch.Tensor:
+    device = entry.batch["point"].coord.device
+    with autocast(entry.domain.run, device):
+        return entry.model(entry.batch["point"].to(device))  # a new Point: nothing is remembered
 
 
 def clock(do: Callable[[], Any], device: torch.device) -> float:
@@ -126,6 +139,12 @@ def peak(do: Callable[[], Any], device: torch.device) -> int:
     results = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((e.start_ns(), e.nbytes()) for e in results if e.name() == "[memory]")
     return int(np.cumsum([size for _, size in changes]).max(initial=0))
+
+
+def state_size(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the optimizer's state, which a step finds there already."""
+    values = (value for state in optimizer.state.values() for value in state.values())
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def adapter_size(model: Any) -> int:

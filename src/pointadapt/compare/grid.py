@@ -2,9 +2,9 @@
 
 A folder is the whole state:
 
-    grid.json           what is compared; a resumed grid must ask for the same
+    grid.json           what is compared (record.py); a resumed grid must ask for the same
     cells/KEY.json      a finished cell; never run again
-    cells/KEY.claim     a process is at it; without a sign of life for CLAIM seconds it is anybody's
+    cells/KEY.claim     a process is at it (claim.py)
     runs/KEY/           the run of a cell in work, which goes on where it was stopped
 
 The learning rate of an arm is chosen first, at each share of labels, by trial cells: a shorter run with each factor on
@@ -14,26 +14,24 @@ the recipe's rates, scored on validation data. All arms have the same trials.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pointadapt.compare.arms import Arm
-from pointadapt.errors import UserError
+from pointadapt.compare.claim import claimed
+from pointadapt.compare.record import file_hashes, join
+from pointadapt.errors import Diverged, UserError
 from pointadapt.files import write_text
-from pointadapt.run import Run, made
+from pointadapt.run import Run
 
-#: Seconds between signs of life of a claim, and after how many it is void.
-BEAT, CLAIM = 20, 180
 TRIAL_SEED = 0
+#: Fields of Run that are a cell's own, or change no result.
+NOT_SHARED = ("data", "out", "method", "options", "weights", "labels", "seed", "cache", "threads", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,9 @@ class Grid:
     settings     Run fields that all cells share (data, backbone, steps, ...)
     factors      learning rates to try, as factors on the recipe's; one alone is taken without a trial
     trial_share  steps of a trial, as a share of a run's
+    data         record.fingerprint of the data
+    split        what final cells are scored on
+    holdout      trials are scored on a share of train, not on the val that is listed
     """
 
     out: Path
@@ -73,6 +74,9 @@ class Grid:
     factors: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
     trial_share: float = 0.25
     refused: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    split: str = "test"
+    holdout: bool = False
 
     def cells(self) -> list[Cell]:
         """Trials before finals, seeds outermost: an unfinished grid still has every arm."""
@@ -99,10 +103,18 @@ class Grid:
             return cell.factor
         if len(self.factors) == 1:
             return self.factors[0]
-        found = [self.result(Cell(cell.arm, cell.labels, TRIAL_SEED, factor)) for factor in self.factors]
-        if any(result is None for result in found):
+        found = self.trials(cell.arm, cell.labels)
+        if found is None:
             return None
-        return max(zip(self.factors, found, strict=True), key=lambda pair: pair[1]["score"])[0]  # type: ignore[index]
+        if all_diverged(found):
+            return min(found)  # if any rate gets through, this one does
+        return max(found, key=lambda factor: ("diverged" not in found[factor], found[factor]["score"]))
+
+    def trials(self, arm: Arm, labels: str) -> dict[float, dict[str, Any]] | None:
+        """Factor -> what its trial found; None while they are not all finished."""
+        results = {factor: self.result(Cell(arm, labels, TRIAL_SEED, factor)) for factor in self.factors}
+        found = {factor: result for factor, result in results.items() if result is not None}
+        return found if len(found) == len(results) else None
 
     def run_of(self, cell: Cell, factor: float) -> Run:
         run = Run(
@@ -120,35 +132,34 @@ class Grid:
             setattr(run, name, getattr(run, name) * factor)
         if cell.is_trial:
             run.steps = max(1, round(run.steps * self.trial_share))
+            if run.epochs is not None:  # which decides the steps
+                run.epochs = max(1, round(run.epochs * self.trial_share))
             run.eval_every = run.steps
+            run.select, run.holdout = "val", self.holdout
         return run
 
     def describe(self) -> dict[str, Any]:
         """What must not change between processes of one grid; more seeds, arms and shares may join."""
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in self.settings.items()}
-        settings = {k: v for k, v in settings.items() if k not in ("data", "cache", "threads", "num_workers")}
-        return {"settings": settings, "factors": self.factors, "trial_share": self.trial_share}
+        run = Run(**self.settings)
+        settings = {name: value for name, value in run.as_dict().items() if name not in NOT_SHARED}
+        return {
+            "grid": {"settings": settings, "factors": self.factors, "trial_share": self.trial_share},
+            "arms": {arm.name: arm.meaning for arm in self.arms},
+            "files": file_hashes([run.backbone, *self.labels]),
+            "data": self.data,
+        }
 
     def open(self) -> None:
         """Make the folder, or check that it holds this grid. Raises UserError otherwise."""
-        file = self.out / "grid.json"
-        if file.is_file():
-            before = json.loads(file.read_text())["grid"]
-            now = json.loads(json.dumps(self.describe()))
-            if before != now:
-                names = [k for k in now["settings"] if now["settings"][k] != before["settings"].get(k)]
-                names += [k for k in ("factors", "trial_share") if now[k] != before[k]]
-                raise UserError(f"{self.out} holds a comparison with other settings ({', '.join(names)}): "
-                                "give --out another folder, or the same settings to go on")  # fmt: skip
-            return
+        join(self.out, self.describe())
         (self.out / "cells").mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"grid": self.describe(), "made": made()}, indent=2) + "\n")
 
 
 def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[str], None] = print) -> None:
     """Run every cell that nobody has run; returns when all are finished, whoever finished them.
 
-    do  trains and scores one cell; returns at least {"score": ...}. What it raises as UserError ends the grid.
+    do  trains and scores one cell; returns at least {"score": ...}. Where it raises Diverged, that is the result, with
+        the worst score; any other UserError ends the grid.
     """
     cells = grid.cells()
     while True:
@@ -165,7 +176,11 @@ def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[
                 done = len(cells) - len(left) + 1
                 told(f"{done}/{len(cells)}  {cell.key}" + ("" if cell.is_trial else f"  rates x{factor:g}"))
                 run = grid.run_of(cell, factor)
-                result = do(run, cell)
+                try:
+                    result = do(run, cell)
+                except Diverged as error:
+                    told(f"{cell.key} diverged: {error}")
+                    result = {"score": 0.0, "diverged": str(error)}
                 about = {"arm": cell.arm.name, "labels": cell.labels, "seed": cell.seed, "factor": factor}
                 write_text(grid.file(cell), json.dumps({**about, **result}, indent=1) + "\n")
                 shutil.rmtree(run.folder, ignore_errors=True)
@@ -174,65 +189,16 @@ def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[
             time.sleep(2)  # all that is left is in other hands
 
 
-@contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Yields whether the claim is ours; while it is, the file's time is kept fresh."""
-    if not take(file):
-        yield False
-        return
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(BEAT):
-            file.touch()
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield True
-    finally:
-        stop.set()
-        thread.join()
-        file.unlink(missing_ok=True)
-
-
-def take(file: Path) -> bool:
-    """Make the claim file, or take over one that shows no sign of life."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(2):
-        try:
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            try:
-                if time.time() - file.stat().st_mtime < CLAIM and not is_dead(file):
-                    return False
-                aside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-                os.rename(file, aside)  # one of several that try succeeds
-                aside.unlink()
-            except FileNotFoundError:
-                pass
-            continue
-        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-        os.close(descriptor)
-        return True
-    return False
-
-
-def is_dead(file: Path) -> bool:
-    """Whether the claim's process ran on this machine and is gone."""
-    import psutil
-
-    try:
-        owner = json.loads(file.read_text())
-    except (ValueError, OSError):
-        return False
-    return owner["host"] == socket.gethostname() and not psutil.pid_exists(owner["pid"])
+def all_diverged(trials: dict[float, dict[str, Any]]) -> bool:
+    return all("diverged" in result for result in trials.values())
 
 
 def check_shares(labels: Sequence[str]) -> list[str]:
-    """The shares as a Run takes them, without repetition. Raises UserError for one that is no share."""
+    """The shares as a Run takes them, without repetition. Raises UserError for one that is no share, or none."""
     from pointadapt.data.labels import parse_labels
 
+    if not labels:
+        raise UserError("labels is empty: give shares of the training items, as in --labels 10%,100%")
     for share in labels:
         parse_labels(share)
     return list(dict.fromkeys(labels))

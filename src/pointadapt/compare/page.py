@@ -11,8 +11,8 @@ from typing import Any
 from pointadapt.analysis.charts import SERIES, ticks
 from pointadapt.analysis.report import write_page
 from pointadapt.compare.grid import Grid
-from pointadapt.compare.stats import Difference, Mean
-from pointadapt.compare.tables import Row, differences
+from pointadapt.compare.stats import Difference
+from pointadapt.compare.tables import BOLD, Row, differences, leaders, reached
 
 
 def write_compare_page(
@@ -32,9 +32,7 @@ def write_compare_page(
         body.append(f"<h3>Differences in {heading}, row minus column</h3>")
         body.append(difference_table(mine, key))
     if grid.refused:
-        reasons = "".join(
-            f"<li>{html.escape(name)}: it needs {html.escape(why)}</li>" for name, why in grid.refused.items()
-        )
+        reasons = "".join(f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in grid.refused.items())
         body.append(f"<h2>Methods that cannot work on this backbone</h2><ul>{reasons}</ul>")
     body += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
     return write_page(path, "Comparison", "\n".join(body))
@@ -45,7 +43,7 @@ def numbered(index: int, row: Row) -> str:
 
 
 def table(rows: Sequence[Row], headings: dict[str, str]) -> str:
-    best = {key: max(row.mean(key).mean for row in rows) for key in headings}
+    best = {key: leaders(list(rows), key) for key in headings}
     head = ["method", *headings.values(), "trained", "without<br>head", "adapter<br>file", "training<br>step",
             "inference", "memory<br>training", "memory<br>inference", "rates", "seeds"]  # fmt: skip
     lines = []
@@ -53,8 +51,7 @@ def table(rows: Sequence[Row], headings: dict[str, str]) -> str:
         mark = f'<span class="key" style="background:var(--series-{tint % SERIES})"></span>'
         cells = [f"<td>{mark}{numbered(tint, row)}</td>"]
         for key in headings:
-            mean = row.mean(key)
-            cells.append(f"<td{' class=best' if mean.mean == best[key] else ''}>{spread(mean)}</td>")
+            cells.append(f"<td{' class=best' if row.arm.name in best[key] else ''}>{reached(row, key)}</td>")
         cost = row.cost
         spent = ["–"] * 7
         if cost:
@@ -69,7 +66,7 @@ def table(rows: Sequence[Row], headings: dict[str, str]) -> str:
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     heads = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="wide"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
+    return f'<div class="wide"><table><tr>{heads}</tr>{"".join(lines)}</table></div><p class="note">{BOLD}</p>'
 
 
 def difference_table(rows: Sequence[Row], key: str) -> str:
@@ -83,7 +80,9 @@ def difference_table(rows: Sequence[Row], key: str) -> str:
         lines.append(f"<tr>{''.join(cells)}</tr>")
     note = (
         '<p class="note">Mean of the paired differences over seeds ± half of the 95 % interval (Student). '
-        "Grey: the interval holds zero, so these runs do not tell the two apart.</p>"
+        "Grey: the interval holds zero, so these runs do not tell the two apart. "
+        f"Were all arms equal, one in twenty of the {math.comb(len(rows), 2)} pairs would be clear by chance: the "
+        "intervals are not corrected for their number.</p>"
     )
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>{note}'
 
@@ -110,7 +109,11 @@ AXES = (("trained parameters", trained_parameters), ("training step, ms", step_s
 
 def scatter(rows: Sequence[Row], key: str, heading: str, axis: str, value: Any) -> str:
     """Score over cost (logarithmic), a numbered point per arm with a bar of one standard deviation."""
-    points = [(tint, row, float(value(row)), row.mean(key)) for tint, row in enumerate(rows) if value(row)]
+    points = [
+        (tint, row, float(value(row)), mean)
+        for tint, row in enumerate(rows)
+        if value(row) and (mean := row.mean(key)) is not None
+    ]
     if len(points) < 2:
         return ""
     width, height, left, right, top, bottom = 560, 340, 46, 24, 16, 40
@@ -172,10 +175,6 @@ def short(value: float) -> str:
         if value >= factor:
             return f"{value / factor:g} {unit}"
     return f"{value:g}"
-
-
-def spread(mean: Mean) -> str:
-    return f"{mean.mean:.1f}" + ("" if mean.sd is None else f" <small>± {mean.sd:.1f}</small>")
 
 
 def size(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,8 +54,3 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) 
         quantile = float(t.ppf(0.5 + level / 2, len(seeds) - 1))
         half = quantile * float(differences.std(ddof=1)) / math.sqrt(len(seeds))
     return Difference(float(differences.mean()), half, len(seeds))
-
-
-def best_of(scores: Mapping[str, Sequence[float]]) -> str | None:
-    """The name with the highest mean."""
-    return max(scores, key=lambda name: np.mean(scores[name])) if scores else None

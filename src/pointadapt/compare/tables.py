@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,19 @@ from pointadapt.compare.stats import Difference, Mean, paired
 
 @dataclass(frozen=True)
 class Row:
-    """What one arm reached with one share of labels: seed -> score (0-100), and what it cost."""
+    """What one arm reached with one share of labels: seed -> scores, of those that did not diverge; and its costs."""
 
     arm: Arm
     labels: str
     scores: dict[int, dict[str, float]]
+    diverged: int
     factor: float | None
     cost: Cost | None
     seconds: Mean | None
 
-    def mean(self, key: str) -> Mean:
-        return Mean(tuple(100 * scores[key] for scores in self.scores.values()))
+    def mean(self, key: str) -> Mean | None:
+        """In percent; None where every run diverged."""
+        return Mean(tuple(self.by_seed(key).values())) if self.scores else None
 
     def by_seed(self, key: str) -> dict[int, float]:
         return {seed: 100 * scores[key] for seed, scores in self.scores.items()}
@@ -44,10 +47,11 @@ def rows_of(grid: Grid, costs: dict[str, Cost]) -> list[Row]:
             cells = found.get((share, arm.name))
             if not cells:
                 continue
-            scores = {seed: result["scores"] for seed, result in cells.items()}
-            seconds = Mean(tuple(result["seconds"] for result in cells.values()))
+            sound = {seed: result for seed, result in cells.items() if "diverged" not in result}
+            scores = {seed: result["scores"] for seed, result in sound.items()}
+            seconds = Mean(tuple(result["seconds"] for result in sound.values())) if sound else None
             factor = next(iter(cells.values()))["factor"]
-            rows.append(Row(arm, share, scores, factor, costs.get(arm.name), seconds))
+            rows.append(Row(arm, share, scores, len(cells) - len(sound), factor, costs.get(arm.name), seconds))
     return rows
 
 
@@ -61,17 +65,37 @@ def differences(rows: list[Row], key: str) -> dict[tuple[str, str], Difference]:
     }
 
 
+#: Said under tables whose numbers are partly bold.
+BOLD = "Bold: all that are not clearly worse than the best mean (95 % interval of the paired difference over seeds)."
+
+
+def leaders(rows: list[Row], key: str) -> set[str]:
+    """Of rows with the same labels, the arms not clearly worse than the one of the best mean; none where a single seed
+    cannot tell, and none of which a run diverged."""
+    means = {row.arm.name: mean.mean for row in rows if not row.diverged and (mean := row.mean(key)) is not None}
+    if not means:
+        return set()
+    best = next(row for row in rows if row.arm.name == max(means, key=lambda name: means[name]))
+    if len(best.scores) < 2:
+        return set()
+    against = differences(rows, key)
+    worse = {name for name in means if name != best.arm.name and is_worse(against.get((best.arm.name, name)))}
+    return set(means) - worse
+
+
+def is_worse(lead: Difference | None) -> bool:
+    return lead is None or lead.is_clear
+
+
 COLUMNS = (
     "labels", "method", "trained", "trained_without_head", "adapter_bytes", "train_step_seconds", "inference_seconds",
-    "train_memory_bytes", "inference_memory_bytes", "rate_factor", "seeds", "run_seconds",
+    "train_memory_bytes", "inference_memory_bytes", "rate_factor", "seeds", "diverged", "run_seconds",
 )  # fmt: skip
 
 
 def as_csv(rows: list[Row], keys: list[str]) -> str:
-    """One line per row; scores in percent, mean and standard deviation."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(f"{key}_{what}" for key in keys for what in ("mean", "sd"))])
+    """One line per row; scores in percent, mean and standard deviation over the seeds that did not diverge."""
+    lines: list[list[Any]] = [[*COLUMNS, *(f"{key}_{what}" for key in keys for what in ("mean", "sd"))]]
     for row in rows:
         cost = row.cost
         spent: list[Any] = [""] * 7
@@ -80,74 +104,97 @@ def as_csv(rows: list[Row], keys: list[str]) -> str:
             times = [f"{seconds:.4f}" for seconds in (cost.train_seconds, cost.infer_seconds)]
             spent = [*counts, *times, cost.train_memory, cost.infer_memory]
         seconds = f"{row.seconds.mean:.1f}" if row.seconds else ""
-        values = [f"{value:.2f}" if value is not None else "" for key in keys for value in both(row.mean(key))]
-        writer.writerow([row.labels, row.arm.name, *spent, row.factor, len(row.scores), seconds, *values])
+        means = [row.mean(key) for key in keys]
+        values = [number(value) for mean in means for value in ((mean.mean, mean.sd) if mean else (None, None))]
+        lines.append([row.labels, row.arm.name, *spent, row.factor, len(row.scores), row.diverged, seconds, *values])
+    return written(lines)
+
+
+def paired_csv(rows: list[Row], keys: list[str]) -> str:
+    """One line per pair of arms, share of labels and score: the mean of ``method - other`` over the seeds both have, in
+    percent, and half of its 95 % interval."""
+    lines: list[list[Any]] = [["labels", "score", "method", "other", "difference", "half_interval", "seeds", "clear"]]
+    for share, key in itertools.product(dict.fromkeys(row.labels for row in rows), keys):
+        mine = [row for row in rows if row.labels == share]
+        found = differences(mine, key)
+        for pair in itertools.combinations([row.arm.name for row in mine], 2):
+            if pair in found:
+                of = found[pair]
+                lines.append([share, key, *pair, number(of.mean), number(of.half), of.seeds, int(of.is_clear)])
+    return written(lines)
+
+
+def written(lines: list[list[Any]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
 
 
-def both(mean: Mean) -> tuple[float, float | None]:
-    return mean.mean, mean.sd
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
-def by_method(grid: Grid, rows: list[Row]) -> tuple[list[str], list[tuple[Arm, dict[str, Row]]]]:
-    """(shares of labels that have rows, for each arm its row at each share)."""
+def summary(grid: Grid, rows: list[Row], key: str, heading: str) -> list[list[tuple[str, bool]]]:
+    """The table of LaTeX and markdown, lines of (text, is bold): methods by rows; scores of each share, and costs."""
     shares = [share for share in grid.labels if any(row.labels == share for row in rows)]
-    found = [(arm, {row.labels: row for row in rows if row.arm.name == arm.name}) for arm in grid.arms]
-    return shares, [(arm, mine) for arm, mine in found if mine]
+    bold = {share: leaders([row for row in rows if row.labels == share], key) for share in shares}
+    head = ["method", *(f"{heading}, {share}" if len(grid.labels) > 1 else heading for share in shares)]
+    head += ["trained", "without head", "adapter MB", "step, ms", "inference, ms", "step, MB", "inference, MB"]
+    lines = [[(text, False) for text in head]]
+    for arm in grid.arms:
+        mine = {row.labels: row for row in rows if row.arm.name == arm.name}
+        if not mine:
+            continue
+        cells = [(arm.name, False)]
+        for share in shares:
+            cells.append((reached(mine[share], key), arm.name in bold[share]) if share in mine else ("–", False))
+        cost = next(iter(mine.values())).cost
+        spent = ["–"] * 7
+        if cost:
+            spent = [f"{cost.parameters[name]:,}" for name in ("trained", "trained_without_head")]
+            spent.append(f"{cost.adapter_size / 1e6:.2f}")
+            spent += [f"{1e3 * seconds:.0f}" for seconds in (cost.train_seconds, cost.infer_seconds)]
+            spent += [f"{peak / 1e6:.0f}" for peak in (cost.train_memory, cost.infer_memory)]
+        lines.append([*cells, *((text, False) for text in spent)])
+    return lines
 
 
-def best_means(rows: list[Row], key: str) -> dict[str, float]:
-    """Share of labels -> the highest mean."""
-    return {share: max(r.mean(key).mean for r in rows if r.labels == share) for share in {r.labels for r in rows}}
+def reached(row: Row, key: str) -> str:
+    """71.2 ± 0.4, and how many runs diverged."""
+    mean = row.mean(key)
+    if mean is None:
+        return "diverged"
+    text = f"{mean.mean:.1f}" + ("" if mean.sd is None else f" ± {mean.sd:.1f}")
+    return f"{text} ({row.diverged} diverged)" if row.diverged else text
 
 
 def as_latex(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
-    """A booktabs table: methods by rows, shares of labels by columns; the best mean of a column in bold."""
-    shares, methods = by_method(grid, rows)
-    best = best_means(rows, key)
-    lines = [
-        r"\begin{tabular}{lr" + "r" * len(shares) + "}",
-        r"\toprule",
-        " & ".join(["method", "trained", *(share.replace("%", r"\%") + f" {heading}" for share in shares)]) + r" \\",
-        r"\midrule",
+    """A booktabs table for a paper."""
+    head, *body = [
+        " & ".join(rf"\textbf{{{escape(text)}}}" if bold else escape(text) for text, bold in line) + r" \\"
+        for line in summary(grid, rows, key, heading)
     ]
-    for arm, mine in methods:
-        cost = next(iter(mine.values())).cost
-        cells = [escape(arm.name), f"{cost.parameters['trained']:,}".replace(",", r"\,") if cost else "--"]
-        for share in shares:
-            cells.append(figure(mine[share].mean(key), best[share]) if share in mine else "--")
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    columns = "l" + "r" * head.count(" & ")
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", "", rf"{{\footnotesize {escape(BOLD)}}}"]) + "\n"
 
 
 def as_markdown(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
-    """The same table for a README, with what a method costs; the best mean of a column in bold."""
-    shares, methods = by_method(grid, rows)
-    best = best_means(rows, key)
-    head = ["method", *(f"{heading}, {share}" if len(grid.labels) > 1 else heading for share in shares)]
-    head += ["trained", "without head", "adapter MB", "step, ms", "memory, MB"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for arm, mine in methods:
-        cells = [arm.name]
-        for share in shares:
-            mean = mine[share].mean(key) if share in mine else None
-            text = "–" if mean is None else f"{mean.mean:.1f}" + ("" if mean.sd is None else f" ± {mean.sd:.1f}")
-            cells.append(f"**{text}**" if mean is not None and mean.mean == best[share] else text)
-        cost = next(iter(mine.values())).cost
-        spent = ["–"] * 5
-        if cost:
-            counts = [f"{cost.parameters[name]:,}" for name in ("trained", "trained_without_head")]
-            spent = [*counts, f"{cost.adapter_size / 1e6:.2f}", f"{1e3 * cost.train_seconds:.0f}"]
-            spent.append(f"{cost.train_memory / 1e6:.0f}")
-        lines.append([*cells, *spent])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    """The same table for a README."""
+    head, *body = [
+        [f"**{text}**" if bold else text.replace("|", r"\|") for text, bold in line]
+        for line in summary(grid, rows, key, heading)
+    ]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{BOLD}\n"
 
 
-def figure(mean: Mean, best: float) -> str:
-    text = f"{mean.mean:.1f}"
-    text = rf"\textbf{{{text}}}" if mean.mean == best else text
-    return text if mean.sd is None else rf"{text} $\pm$ {mean.sd:.1f}"
+#: Characters that LaTeX reads as commands.
+LATEX = {
+    **{char: f"\\{char}" for char in "_%&#${}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"},
+}
 
 
 def escape(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
+    return "".join(LATEX.get(char, char) for char in text)

@@ -61,6 +61,27 @@ def fewer_items(dataset: Any, share: float, seed: int) -> Any:
     return replace(dataset, splits={**dataset.splits, "train": tuple(scans[i] for i in kept)})
 
 
+def hold_out(dataset: Any, share: float, seed: int) -> Any:
+    """The data set with a share of its training items as val, where there are two; what it lists as val is left out.
+
+    Of shapes and videos the share is taken of each class. Raises UserError for videos whose val is not listed but a
+    share of train already.
+    """
+    if isinstance(dataset, DataSet):
+        scans = dataset.scans("train")
+        count = min(max(1, round(share * len(scans))), len(scans) - 1) if share else 0
+        order = np.random.default_rng([seed, 47]).permutation(len(scans))
+        held = {scans[i] for i in order[:count]}
+        train, val = (tuple(scan for scan in scans if (scan in held) == is_val) for is_val in (False, True))
+        return replace(dataset, splits={**dataset.splits, "train": train, "val": val})
+    if dataset.holdout and not dataset.splits.get("val"):
+        if isinstance(dataset, VideoSet):
+            raise UserError(f"{dataset.file}: `holdout` makes val a part of train, of which no more can be held out: "
+                            "list the videos of val under `splits`")  # fmt: skip
+        dataset = subset(dataset, 1.0)  # which lists both
+    return replace(dataset, splits={k: v for k, v in dataset.splits.items() if k != "val"}, holdout=share)
+
+
 def fewer_videos(videos: list[Video], share: float, seed: int) -> list[Video]:
     """A share of each class's videos, at least one; a smaller share with the same seed is part of a larger one."""
     kept: set[str] = set()

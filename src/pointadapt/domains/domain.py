@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pointadapt.data.labels import fewer_items, listed_scans, parse_labels
+from pointadapt.data.labels import fewer_items, hold_out, listed_scans, parse_labels
 from pointadapt.data.open import open_dataset
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
@@ -194,7 +194,8 @@ def open_domain(run: Run) -> Domain:
     if kind != run.kind:
         raise UserError(f"{dataset.file} holds {kind}, this run is for {run.kind}: make a new Run for it")
     share, _ = parse_labels(run.labels)
-    return domain_class(kind)(run, fewer_items(listed_scans(dataset, run.labels), share, run.seed))
+    dataset = fewer_items(listed_scans(dataset, run.labels), share, run.seed)
+    return domain_class(kind)(run, hold_out(dataset, run.val_share, run.seed) if run.holdout else dataset)
 
 
 def remembered_domain(run: Run) -> Domain:

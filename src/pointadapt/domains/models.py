@@ -29,6 +29,9 @@ def build_task(domain: Domain) -> Any:
             decoder=run.decoder or None,
             config=architecture(run),
         )
+        tokenizer: Any = getattr(backbone, "tokenizer", None)
+        if run.weights == "random" and hasattr(tokenizer, "settle"):
+            tokenizer.settle()  # else a control on random weights would be one on BatchNorm's start
         backbone.checkpointing = run.checkpointing
         if not run.drop_path:
             for module in backbone.modules():
@@ -50,19 +53,22 @@ def architecture(run: Run) -> Any:
 
 
 def build_model(domain: Domain) -> Any:
-    """The PeftModel that training starts from; all that is new in it depends on the seed alone.
+    """The PeftModel that training starts from; all that is new in it depends on the seed alone."""
+    return adapted(build_task(domain), domain.run)
 
-    Raises UserError for a method that does not teach a foundation model to read points.
+
+def adapted(task: Any, run: Run) -> Any:
+    """The task model, changed in place, with the run's method.
+
+    Raises UserError where the method cannot work on the backbone, or does not teach a foundation model to read points.
     """
-    config = method_config(domain.run.method, domain.run.options)
     with torch.random.fork_rng():
-        torch.manual_seed(domain.run.seed)
-        model = adapt(build_task(domain), config)
-    backbone = model.get_base_model().backbone
-    if isinstance(getattr(backbone, "tokenizer", None), NoTokenizer):  # left in place: found before a file is written
+        torch.manual_seed(run.seed)
+        model = adapt(task, method_config(run.method, run.options))
+    tokenizer = getattr(task.backbone, "tokenizer", None)
+    if isinstance(tokenizer, NoTokenizer):  # left in place: found before a file is written
         raise UserError(
-            f"method {domain.run.method!r} cannot work on {domain.run.backbone}, which knows no point "
-            "clouds: use method appt"
+            f"method {run.method!r} cannot work on {run.backbone}, which knows no point clouds: use method appt"
         )
     return model
 

@@ -50,6 +50,13 @@ def at_least(low: float, **values: float | None) -> None:
             raise UserError(f"{name} must be at least {low}, not {value!r}")
 
 
+def check_dropouts(config: Any) -> None:
+    """Raise UserError for a dropout of a method's config that is no probability below 1."""
+    for name, value in vars(config).items():
+        if name.endswith("dropout") and not 0 <= value < 1:
+            raise UserError(f"{name} must be at least 0 and below 1, not {value!r}")
+
+
 def hold(module: nn.Module) -> None:
     """Make buffers of all parameters, which peft would train otherwise; they still travel with the adapter."""
     for part in module.modules():

@@ -31,7 +31,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pointadapt.errors import UserError
-from pointadapt.methods.adapter import Adapter, Shared, at_least, one_of  # noqa: F401  (methods take them from here)
+from pointadapt.methods.adapter import (  # noqa: F401  (methods take them from here)
+    Adapter,
+    Shared,
+    at_least,
+    check_dropouts,
+    one_of,
+)
 from pointadapt.methods.sites import (
     Site,
     below,
@@ -122,6 +128,7 @@ class AdapterConfig(Recorded):
         super().__post_init__()
         self.peft_type = PeftType(self.method.upper())
         one_of("targets", self.targets, ("encoder", "all"))
+        check_dropouts(self)
         if self.target_modules is None:
             self.target_modules = list(self.default_targets)
         elif isinstance(self.target_modules, str):
@@ -137,7 +144,7 @@ class AdapterConfig(Recorded):
         Raises UserError for a backbone that the method cannot work on.
         """
         check_kind(self, self.method, model)
-        slots = getattr(getattr(model, "backbone", model), "slots", {})
+        slots = slots_of(model)
         targets = [t if t in slots else self.stand_ins.get(t, t) for t in self.target_modules or ()]
         self.target_modules = list(dict.fromkeys(targets))
         self.choose_read(model)
@@ -204,11 +211,16 @@ def options(config_cls: type) -> list[Field]:
     return [f for f in fields(config_cls) if f.name in own and "help" in f.metadata]
 
 
+def slots_of(model: Any) -> dict[str, str]:
+    return getattr(getattr(model, "backbone", model), "slots", {})
+
+
 def resolve(model: nn.Module, modules: dict[str, nn.Module], config: Any) -> None:
     """Replace slot names in a peft config's ``target_modules`` by the full names of the modules they stand for."""
-    wanted = getattr(config, "target_modules", None)
-    slots = getattr(getattr(model, "backbone", model), "slots", {})
-    if isinstance(wanted, str) or not wanted or not set(wanted) & set(slots):
+    slots = slots_of(model)
+    wanted = getattr(config, "target_modules", None) or []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if not set(wanted) & set(slots):
         return
     found = [
         name
@@ -254,7 +266,13 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
         check_names(adapter_name, f"{config.peft_type.lower()}_", modules, [])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*should not be contained in the prefix.*")
-        adapted = peft.get_peft_model(model, config, adapter_name=adapter_name)
+        try:
+            adapted = peft.get_peft_model(model, config, adapter_name=adapter_name)
+        except ValueError as error:
+            if isinstance(error, UserError) or isinstance(config, AdapterConfig):
+                raise
+            told = str(error).partition(". ")[0]
+            raise UserError(f"{told}; the backbone's slots are: {', '.join(slots_of(model)) or 'none'}") from error
     adapted.__class__ = Adapted
     config.base_model_name_or_path = None  # see Recorded
     keep_still(model)

@@ -18,7 +18,7 @@ from peft.tuners.vera import VeraModel
 from peft.utils import register_peft_method
 from torch import Tensor
 
-from pointadapt.methods.core import METHODS, Recorded, at_least, one_of, register_peft_type
+from pointadapt.methods.core import METHODS, Recorded, at_least, check_dropouts, one_of, register_peft_type
 
 
 def as_in(original: type, name: str, help: str, **default: Any) -> Any:
@@ -51,6 +51,8 @@ class OnLinear(Recorded):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("targets", self.targets, ("encoder", "all"))  # type: ignore[attr-defined]
+        at_least(1, r=self.r)  # type: ignore[attr-defined]
+        check_dropouts(self)
 
     def to_dict(self) -> dict:
         """Without ``targets``: by then it is part of ``target_modules``, and peft itself does not know it."""
@@ -100,7 +102,6 @@ class VeraConfig(OnLinear, peft.VeraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, r=self.r)
         self.peft_type = register_peft_type(own_type("vera"))
 
 
@@ -129,7 +130,6 @@ class RandLoraConfig(OnLinear, peft.RandLoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, r=self.r)
         self.peft_type = register_peft_type(own_type("randlora"))
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointadapt.errors import UserError
 from pointadapt.methods.adapters import ACTIVATIONS
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.sites import Site, width
@@ -95,6 +96,8 @@ class GEMConfig(AdapterConfig):
         one_of("sa_act", self.sa_act, tuple(ACTIVATIONS))
         one_of("init", self.init, ("zero", "small"))
         one_of("kernel_size % 2", self.kernel_size % 2, (1,))
+        if not self.use_sa and not self.use_ca:
+            raise UserError("use_sa and use_ca are both false, which leaves no adapter: use method linear")
 
     def shared(self, sites: list[Site]) -> nn.Module | None:
         readers = [s for s in sites if not is_spatial(s)]

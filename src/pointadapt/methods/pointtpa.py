@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.sites import Site, width
 from pointadapt.ops.order import curve_order
@@ -71,6 +72,8 @@ class PointTPAConfig(AdapterConfig):
         super().__post_init__()
         self.groups, self.experts = list(self.groups), list(self.experts)
         at_least(1, mid=self.mid, groups=min(self.groups, default=0), experts=min(self.experts, default=0))
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be above 0, not {self.temperature!r}")
         one_of("mode", self.mode, ("num", "length"))
         one_of("grouping", self.grouping, ("clean", "official", "random"))
         one_of("gate", self.gate, ("learned", "uniform", "random"))
@@ -83,6 +86,12 @@ class PointTPAConfig(AdapterConfig):
         if isinstance(self.dynamic, str):
             return {"last": site.block in (None, site.blocks - 1), "all": True, "none": False}[self.dynamic]
         return f"{site.stage}.{site.block}" in self.dynamic
+
+    def shared(self, sites: list[Site]) -> None:
+        """Nothing is shared; all sites being known, raises UserError for a dynamic block that is none of them."""
+        known = [f"{site.stage}.{site.block}" for site in sites]
+        for name in () if isinstance(self.dynamic, str) else self.dynamic:
+            one_of("dynamic", name, tuple(known))
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         stage = site.stage or 0  # backbones with more stages than entries go on with the last one

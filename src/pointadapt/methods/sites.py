@@ -186,7 +186,7 @@ def trained_parts(model: Any, trains: tuple[str, ...]) -> list[str]:
     for name in trains:
         if not list(getattr(backbone, name, nn.ModuleList()).parameters()):
             raise UserError(
-                f"this backbone has no trainable part {name!r}: load it with one, for example "
+                f"this backbone has no trainable part {name!r}: load it with one, --decoder or "
                 "load_backbone(..., decoder=True)"
             )
     return [*head, *(f"backbone.{name}" for name in dict.fromkeys([*getattr(backbone, "fresh", ()), *trains]))]

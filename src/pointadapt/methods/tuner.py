@@ -20,11 +20,11 @@ from peft.utils.integrations import init_empty_weights
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import move
 from pointadapt.errors import UserError
 from pointadapt.methods.adapter import Adapter, Shared
 from pointadapt.methods.sites import bare, check_names, find_sites, leaves, plain_modules, trained_parts
 from pointadapt.ops.batchnorm import keep_still
+from pointadapt.ops.devices import device_of, move
 
 if TYPE_CHECKING:
     from pointadapt.methods.core import AdapterConfig
@@ -90,12 +90,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if adapter_name in self.adapters:
             adapter = self.adapters[adapter_name]
             move(adapter, device or device_of(self.base_layer, adapter))
-
-
-def device_of(*modules: nn.Module) -> torch.device:
-    """Where the first of their parameters lies that has values (not meta), if there are any."""
-    devices = [p.device for module in modules for p in module.parameters()]
-    return next((d for d in devices if d.type != "meta"), devices[0] if devices else torch.device("cpu"))
 
 
 class Tuner(BaseTuner):

@@ -87,11 +87,6 @@ class TapTable:
             self.made[0] = self.order[column], self.sources.gather(1, column), count
         return self.made[0]
 
-    def work(self, block: int) -> float:
-        """Rows x taps that tiles of ``block`` columns compute, over those that there are (waits for the device)."""
-        count = self.tiles(block)[1]
-        return int(count.sum()) * block / max(int((self.sources >= 0).sum()), 1)
-
 
 class Duplicates:
     """Rows of one voxel: ``first`` [N] int64 is the first row of each row's voxel."""
@@ -103,7 +98,7 @@ class Duplicates:
         self.answer = (~self.is_first).any().to("cpu", non_blocking=True)
         self.arrived = torch.cuda.Event() if first.is_cuda else None
         if self.arrived is not None:
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(first.device))
 
     def __bool__(self) -> bool:
         """Whether any voxel has more than one row."""

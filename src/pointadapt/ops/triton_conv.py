@@ -3,7 +3,9 @@
 Rows are sorted by the set of neighbours they have, so a tile of rows has few taps that only some of its rows need; each
 tile walks over the taps it has and no others (the scheme of spconv 2's masked implicit GEMM, with gathers in the loop
 and no buffer of neighbours). Products accumulate in float32 whatever the type. The gradient of the input is the same
-kernel with the weight read the other way; the gradient of the weight sums over pairs. Nothing waits for the device.
+kernel with the weight read the other way; the gradient of the weight sums over pairs. The host waits for the device
+only to learn whether voxels have several rows, which changes what is computed. Kernels start on the current GPU,
+wherever their tensors lie, so every launch is made beside its tensors.
 
 PyTorch's own form in sparse_conv.py is the reference. Importing this file needs triton.
 """
@@ -62,9 +64,10 @@ def make_subm_map(point: Point, kernel_size: int) -> TapMap:
     key = batch * (extent[0] * strides[0]) + grid[:, 0] * strides[0] + grid[:, 1] * strides[1] + grid[:, 2]
     sorted_key, row = key.sort(stable=True)
     block = 256
-    find_neighbors[(triton.cdiv(rows, block), taps)](
-        key, sorted_key, row, strides, sources, rows, rows.bit_length(), KERNEL=kernel_size, BLOCK=block
-    )
+    with torch.cuda.device_of(key):
+        find_neighbors[(triton.cdiv(rows, block), taps)](
+            key, sorted_key, row, strides, sources, rows, rows.bit_length(), KERNEL=kernel_size, BLOCK=block
+        )
     table = TapTable.sort(sources)
     start = torch.ones(rows, dtype=torch.bool, device=device)
     start[1:] = sorted_key[1:] != sorted_key[:-1]
@@ -167,8 +170,11 @@ def parts(programs: int, device: torch.device, most: int) -> int:
 
 
 def precision() -> str:
-    """How float32 is multiplied: as torch.set_float32_matmul_precision says for matrix products."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How float32 is multiplied, "ieee" or "tf32": as PyTorch is asked to for matrix products."""
+    asked = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # set so, the older form of it raises
+    if asked is None:  # before torch 2.9
+        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if asked == "tf32" else "ieee"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,10 +213,11 @@ def gather_product(
         )  # fmt: skip
         return out[0] if cut == 1 else out.sum(0).to(feat.dtype)
 
-    if tile is None:
-        key = ("product", back, taps, inner, outer, rows.bit_length() // 2, feat.dtype, precision(), feat.device)
-        tile = choose(key, fitted(PRODUCT_TILES, None, outer, inner, feat.dtype), run)
-    return run(tile)
+    with torch.cuda.device_of(feat):
+        if tile is None:
+            key = ("product", back, taps, inner, outer, rows.bit_length() // 2, feat.dtype, precision(), feat.device)
+            tile = choose(key, fitted(PRODUCT_TILES, None, outer, inner, feat.dtype), run)
+        return run(tile)
 
 
 def weight_gradient(
@@ -237,18 +244,19 @@ def weight_gradient(
         )  # fmt: skip
         return (out[0] if cut == 1 else out.sum(0)).to(weight.dtype)
 
-    if tile is None:
-        key = ("weight", taps, inner, outer, rows.bit_length() // 2, feat.dtype, precision(), feat.device)
-        tile = choose(key, fitted(WEIGHT_TILES, outer, inner, None, feat.dtype), run)
-    return run(tile)
+    with torch.cuda.device_of(feat):
+        if tile is None:
+            key = ("weight", taps, inner, outer, rows.bit_length() // 2, feat.dtype, precision(), feat.device)
+            tile = choose(key, fitted(WEIGHT_TILES, outer, inner, None, feat.dtype), run)
+        return run(tile)
 
 
 class TapConvolution(torch.autograd.Function):
-    """Convolution over a TapMap. Keeps the input only for a trainable weight, the weight only for a trainable input."""
+    """Convolution over a TapMap. Keeps the input only for a trainable weight; the weight is there anyway."""
 
     @staticmethod
     def forward(ctx, feat: Tensor, weight: Tensor, bias: Tensor | None, taps: TapMap) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(*(feat if ctx.needs_input_grad[1] else None, weight))
+        ctx.save_for_backward(feat if ctx.needs_input_grad[1] else None, weight)
         ctx.taps, ctx.bias_dtype = taps, None if bias is None else bias.dtype
         return gather_product(feat, weight.flatten(1, 3), bias, taps.there)
 

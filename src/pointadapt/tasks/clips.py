@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pointadapt.backbones.backbone import Backbone, move
+from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
+from pointadapt.ops.devices import move
 from pointadapt.ops.frames import frames_in, take_clouds, times
 from pointadapt.point import Point
 from pointadapt.tasks.auxiliary import WithAuxiliary

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone, move
+from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
+from pointadapt.ops.devices import move
 from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point
 from pointadapt.tasks.auxiliary import WithAuxiliary

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone, move
+from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
+from pointadapt.ops.devices import move
 from pointadapt.ops.levels import Levels
 from pointadapt.point import Point
 from pointadapt.tasks.head import OfBackbone, backbone_fingerprint, class_names

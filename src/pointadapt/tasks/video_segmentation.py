@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.backbone import Backbone, move
+from pointadapt.backbones.backbone import Backbone
 from pointadapt.backbones.frame_pyramid import Level, put_pyramid
 from pointadapt.errors import UserError
+from pointadapt.ops.devices import move
 from pointadapt.ops.frames import take_clouds
 from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point

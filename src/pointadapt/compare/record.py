@@ -1,0 +1,100 @@
+"""grid.json: what the results of a grid belong to, so that none is ever taken for another's.
+
+    grid   settings of all runs with every default filled in, factors, trial_share
+    arms   name -> method, options and weights, as text
+    files  file that a setting or share names -> hash of its content
+    data   how the data is read, and the names and sizes of each split's files; not where the folder lies
+    made   when and with what it was begun
+
+Arms, shares and seeds may join, nothing else may change. What the file of an earlier version lacks is added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pointadapt.compare.arms import slug
+from pointadapt.data.scans import SPLITS
+from pointadapt.errors import UserError
+from pointadapt.files import write_text
+from pointadapt.run import made
+
+#: Part of grid.json -> what it is called where it differs, and what mends that beside another folder.
+PARTS = {
+    "grid": ("with other settings", "the same settings"),
+    "data": ("on other data", "the data it was begun with"),
+    "files": ("with other files", "those it was begun with"),
+    "arms": ("of other methods under one name", "other names"),
+}
+
+
+def join(out: Path, asked: dict[str, Any]) -> None:
+    """Write what is asked for into the grid's folder, or check it against what is there and add what joins.
+
+    Raises UserError for what the folder's results do not belong to.
+    """
+    file = out / "grid.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    now = json.loads(json.dumps(asked))  # as the file gives it back
+    for part, (what, cure) in PARTS.items():
+        if found := changes(before.get(part, {}), now[part]):
+            raise UserError(f"{out} holds a comparison {what} ({found}): give --out another folder, or {cure}")
+        now[part] = {**before.get(part, {}), **now[part]}
+    refuse_one_slug(now["arms"])
+    refuse_one_slug(now["files"])
+    now["made"] = before.get("made") or made()
+    if now != before:
+        write_text(file, json.dumps(now, indent=2) + "\n")
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words, the values that differ; a key that one of the two lacks says nothing."""
+    found = []
+    for key, value in before.items():
+        if key == "settings":
+            found.append(changes(value, now[key]))
+        elif now.get(key, value) != value:
+            told = f"{key} {value} -> {now[key]}"
+            found.append(told if len(told) < 120 else key)
+    return ", ".join(filter(None, found))
+
+
+def refuse_one_slug(names: Iterable[str]) -> None:
+    """Raises UserError for two names whose results would be the same files."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(slug(name), name)
+        if other != name:
+            raise UserError(f"{other!r} and {name!r} would share the files {slug(name)}--*: rename one of them")
+
+
+def fingerprint(dataset: Any) -> dict[str, Any]:
+    """What results depend on of a data set, wherever it lies: how it is read, and the files of each split."""
+    content = dataset.as_dict()
+    listed = content.pop("splits")
+    content.pop("tests", None)
+    for split in SPLITS:
+        sizes = [(os.path.relpath(path, dataset.folder), size(path)) for path in dataset.paths(split)]
+        state = hashlib.sha256(json.dumps([listed.get(split), sizes]).encode()).hexdigest()[:12]
+        content[split] = f"{len(sizes)} files, {sum(count for _, count in sizes)} bytes, {state}"
+    return content
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder: a scan or video may be one."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def file_hashes(names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        if Path(name).is_file():
+            with open(name, "rb") as stream:
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    return found

@@ -1,0 +1,224 @@
+"""The grid that several processes share: its cells, its claims, and what its results belong to."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pointadapt.compare import claim
+from pointadapt.compare import compare as module
+from pointadapt.compare.arms import Arm
+from pointadapt.compare.claim import CLAIM, claimed, take
+from pointadapt.compare.compare import costs_of
+from pointadapt.compare.cost import Cost
+from pointadapt.compare.grid import Cell, Grid, work
+from pointadapt.compare.record import fingerprint
+from pointadapt.compare.tables import rows_of
+from pointadapt.data.scans import DataSet
+from pointadapt.errors import Diverged, UserError
+from tiny_runs import tiny_run, write_scans
+
+
+def grid_of(folder: Path, **changes) -> Grid:
+    settings = {"data": folder / "scans", "backbone": "nano", "steps": 8, **changes}
+    return Grid(folder / "grid", [Arm("gem", "gem"), Arm("linear", "linear")], ["50%", "100%"], 2, settings)
+
+
+def test_every_cell_runs_once_with_the_rate_its_trials_chose(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+    seen = []
+
+    def do(run, cell):
+        seen.append((cell.key, run.lr, run.steps, run.labels))
+        return {"score": -abs(cell.factor - 3) if cell.is_trial else 0.5, "scores": {"miou": 0.5}, "seconds": 1.0}
+
+    base = grid.run_of(Cell(grid.arms[0], "50%", 0), 1.0).lr
+    work(grid, do, told=lambda text: None)
+    assert len(seen) == 2 * 2 * 3 + 2 * 2 * 2 == len({key for key, *_ in seen})
+    finals = [entry for entry in seen if "trial" not in entry[0]]
+    assert all(lr == pytest.approx(3 * base) and steps == 8 for _, lr, steps, _ in finals)
+    assert {steps for key, _, steps, _ in seen if "trial" in key} == {2}
+    assert {labels for *_, labels in seen} == {"50%", "100%"}
+    work(grid, do, told=lambda text: None)  # nothing is left
+    assert len(seen) == 20 and not list((tmp_path / "grid" / "cells").glob("*.claim"))
+
+
+def test_a_trial_is_shorter_in_epochs_too(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path, epochs=12)
+    assert [grid.run_of(Cell(grid.arms[0], "50%", 0, factor), 1.0).epochs for factor in (None, 3.0)] == [12, 3]
+
+
+def test_a_claim_holds_until_its_process_shows_no_life(tmp_path):
+    file = tmp_path / "cell.claim"
+    with claimed(file) as mine:
+        assert mine and not take(file)
+        with claimed(file) as second:
+            assert not second
+    assert not file.exists()
+    file.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere"}))
+    assert not take(file)
+    os.utime(file, (time.time() - CLAIM - 1,) * 2)
+    assert take(file)
+    file.unlink()
+    file.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname()}))
+    assert take(file)  # that process is gone
+
+
+def test_a_void_claim_that_another_process_took_over_in_between_is_left_to_it(tmp_path, monkeypatch):
+    file = tmp_path / "cell.claim"
+    file.write_text("{}")
+    os.utime(file, (time.time() - CLAIM - 1,) * 2)
+    rename, taken = os.rename, []
+
+    def overtaken(source, target):
+        if not taken:
+            taken.append(None)
+            taken[0] = take(file)  # all of it between the look at the claim and the rename
+        rename(source, target)
+
+    monkeypatch.setattr(claim.os, "rename", overtaken)
+    assert not take(file) and taken == [True]
+    assert json.loads(file.read_text())["pid"] == os.getpid() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_diverged_trial_is_the_worst_and_the_grid_goes_on(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+    told = []
+
+    def do(run, cell):
+        if cell.arm.name == "linear" or cell.factor == 3:
+            raise Diverged("the loss is nan at step 4")
+        return {"score": 0.0, "scores": {"miou": 0.5}, "seconds": 1.0}
+
+    work(grid, do, told=told.append)
+    found = grid.trials(grid.arms[0], "50%")
+    assert "nan" in found[3.0]["diverged"] and grid.factor(Cell(grid.arms[0], "50%", 0)) != 3
+    assert grid.factor(Cell(grid.arms[1], "50%", 0)) == 0.3
+    assert any("diverged" in line for line in told)
+    gem, linear = [row for row in rows_of(grid, {}) if row.labels == "50%"]
+    assert (gem.diverged, linear.diverged, linear.mean("miou")) == (0, 2, None)
+    note = "All trials of linear with 50% of the labels diverged"
+    assert any(note in line for line in module.notes_on(grid, tiny_run(tmp_path), []))
+
+
+def test_any_other_error_ends_the_grid(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+
+    def do(run, cell):
+        raise UserError("no such file")
+
+    with pytest.raises(UserError, match="no such file"):
+        work(grid, do, told=lambda text: None)
+    assert not list((tmp_path / "grid" / "cells").iterdir())
+
+
+def test_another_comparison_in_the_folder_is_refused(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid_of(tmp_path).open()
+    grid_of(tmp_path).open()
+    with pytest.raises(UserError, match="other settings .*steps 8 -> 9"):
+        grid_of(tmp_path, steps=9).open()
+    with pytest.raises(UserError, match="other settings .*lr 0.002 -> 0.1"):  # the recipe's own, not given before
+        grid_of(tmp_path, lr=0.1).open()
+    with pytest.raises(UserError, match="other settings .*steps 8 -> 300"):  # given before
+        replace(grid_of(tmp_path), settings={"data": tmp_path / "scans", "backbone": "nano"}).open()
+
+
+def test_one_name_means_one_arm(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+    replace(grid, arms=[Arm("mine", "gem", {"rank": 8})]).open()
+    with pytest.raises(UserError, match=r"mine gem\[rank=8\] -> gem\[rank=64\]"):
+        replace(grid, arms=[Arm("mine", "gem", {"rank": 64})]).open()
+    replace(grid, arms=[Arm("GEM + SA", "gem")]).open()
+    with pytest.raises(UserError, match="'GEM . SA' and 'GEM / SA' would share"):
+        replace(grid, arms=[Arm("GEM / SA", "gem")]).open()
+    assert set(json.loads((grid.out / "grid.json").read_text())["arms"]) == {"gem", "linear", "mine", "GEM + SA"}
+
+
+def test_results_belong_to_their_data_wherever_it_lies(tmp_path):
+    grids = []
+    for name in ("here", "moved"):
+        write_scans(tmp_path / name / "scans", train=2)
+        grid = grid_of(tmp_path / name)
+        grids.append(replace(grid, out=tmp_path / "grid", data=fingerprint(DataSet.open(grid.settings["data"]))))
+    grids[0].open()
+    grids[1].open()
+    (tmp_path / "moved" / "scans" / "train0.ply").write_bytes(
+        (tmp_path / "here" / "scans" / "test3.ply").read_bytes()[:-9]
+    )
+    with pytest.raises(UserError, match="on other data .*train 2 files"):
+        replace(grids[1], data=fingerprint(DataSet.open(tmp_path / "moved" / "scans"))).open()
+
+
+def test_results_belong_to_the_content_of_files_that_are_named(tmp_path):
+    write_scans(tmp_path / "scans")
+    names = tmp_path / "few.txt"
+    names.write_text("train0")
+    grid = replace(grid_of(tmp_path), labels=[str(names)])
+    grid.open()
+    names.write_text("train1")
+    with pytest.raises(UserError, match=r"few\.txt"):
+        grid.open()
+
+
+def test_a_grid_of_an_earlier_version_goes_on(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = replace(grid_of(tmp_path), data={"up": "z"})
+    before = {"settings": {"select": "val", "backbone": "nano", "steps": 8}, "factors": [0.3, 1.0, 3.0]}
+    (tmp_path / "grid").mkdir()
+    file = tmp_path / "grid" / "grid.json"
+    file.write_text(json.dumps({"grid": {**before, "trial_share": 0.25}, "made": {"date": "then"}}))
+    grid.open()
+    now = json.loads(file.read_text())
+    assert now["made"] == {"date": "then"} and now["arms"] == {"gem": "gem", "linear": "linear"}
+    assert now["grid"]["settings"]["lr"] == 2e-3 and now["data"] == {"up": "z"}
+    with pytest.raises(UserError, match="select val -> last"):
+        grid_of(tmp_path, select="last").open()
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "examples").rglob("grid.json")), ids=str)
+def test_published_grids_keep_the_names_of_their_cells(file):
+    cells = [json.loads(cell.read_text()) for cell in (file.parent / "cells").glob("*.json")]
+    assert cells and "grid" in json.loads(file.read_text())
+    for cell in cells:
+        arm = Arm(cell["arm"], "linear")
+        grid = Grid(file.parent, [arm], [cell["labels"]], 3, {})
+        wanted = [Cell(arm, cell["labels"], cell["seed"], factor) for factor in (None, cell["factor"])]
+        assert cell in [grid.result(one) for one in wanted]
+
+
+def test_costs_are_measured_by_one_process(tmp_path, monkeypatch):
+    grid = grid_of(tmp_path)
+    calls = []
+    spent = Cost({"total": 1, "trained": 1, "trained_without_head": 1}, 1, 1.0, 1.0, 1, 1, 1)
+
+    def measured(runs):
+        calls.append([arm.name for arm, _ in runs])
+        return {arm.name: spent for arm, _ in runs}
+
+    def other(seconds):  # another process finishes while this one waits
+        (tmp_path / "grid" / "cost.json").write_text(json.dumps({a.name: vars(spent) for a in grid.arms}))
+
+    write_scans(tmp_path / "scans")
+    monkeypatch.setattr(module, "measure", measured)
+    monkeypatch.setattr(module.time, "sleep", other)
+    with claimed(tmp_path / "grid" / "cost.claim"):
+        assert set(costs_of(grid)) == {"gem", "linear"} and not calls
+    old = {name: {k: v for k, v in vars(spent).items() if k != "threads"} for name in ("gem", "linear")}
+    (tmp_path / "grid" / "cost.json").write_text(json.dumps(old))  # measured otherwise, by an earlier version
+    costs_of(grid)
+    costs_of(replace(grid, arms=grid.arms[:1]))
+    assert calls == [["gem", "linear"]]
