@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pointadapt.backbones.object_weights import build_objects
+from pointadapt.backbones.object_weights import PUBLISHED, build_objects
 from pointadapt.backbones.point_vit import PointViTConfig
 from pointadapt.backbones.weights import BACKBONES, load_backbone, save_backbone
 from pointadapt.errors import UserError
@@ -191,6 +191,19 @@ def test_a_missing_weight_of_a_block_is_named(write, layout):
     del state[next(k for k in state if k.endswith(("qkv.weight", "in_proj_weight")))]
     with pytest.raises(UserError, match="lacks blocks.0.mix.attn.qkv.weight"):
         load_backbone(write(state, prefix), config=GIVEN)
+
+
+def test_missing_last_blocks_are_noticed(write, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, C, (2, DEPTH + 1))
+    path = write(official(), "MAE_encoder.")
+    with pytest.raises(UserError, match=f"has {DEPTH} blocks of {C} channels, the published network has {DEPTH + 1}"):
+        load_backbone(path)
+    assert load_backbone(path, config={"depth": DEPTH}).depth == DEPTH
+    own = load_backbone(path, config=GIVEN)
+    torch.save(own.state_dict(), path)
+    assert load_backbone(path).depth == DEPTH  # under our own names a network of any size
+    monkeypatch.setitem(PUBLISHED, C, (2, DEPTH))
+    assert load_backbone(write(official(), "MAE_encoder.")).config.heads == 2
 
 
 def test_without_class_tokens(write):

@@ -205,6 +205,17 @@ def test_class_then_split(tmp_path):
     assert counts(dataset) == expected
 
 
+def test_one_small_shape_does_not_shrink_the_others(tmp_path):
+    class_folders(tmp_path, {"cup": 3, "vase": 2}, points=200)
+    np.save(tmp_path / "cup" / "stray.npy", cloud(7, 10))
+    layout = find_objects(tmp_path)
+    assert layout.dataset.points == 200
+    assert any("stray.npy has 10 points, far fewer than most" in note for note in layout.notes)
+    np.save(tmp_path / "cup" / "stray.npy", cloud(7, 150))  # not far fewer: all shapes have as many
+    layout = find_objects(tmp_path)
+    assert layout.dataset.points == 150 and len(layout.notes) == 1
+
+
 def test_split_then_class_with_many_formats(tmp_path):
     write_off(tmp_path / "train" / "box" / "a.off")
     write_txt(tmp_path / "train" / "blob" / "b.xyz", cloud(0, 2000), " ")

@@ -77,3 +77,13 @@ def test_few_points_are_repeated(points):
     for center, near in levels(point):
         assert center.isfinite().all() and near.isfinite().all()
     assert {tuple(c.tolist()) for c in levels(point)[0][0][0]} == {tuple(c.tolist()) for c in point.coord}
+
+
+def test_broken_clouds_are_refused():
+    broken = cloud(300)  # so many go through SciPy's tree, which would speak for itself
+    broken.coord[5, 1] = float("nan")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        levels(broken)
+    empty = collate([cloud(40)]).but(offset=torch.tensor([40, 40]))
+    with pytest.raises(UserError, match="a cloud of 0 points"):
+        levels(empty)

@@ -29,8 +29,8 @@ ENCODER = {
     "cls_token", "cls_pos", "img_token", "img_pos", "text_token", "text_pos", "sos_pos",
     "encoder", "reduce_dim", "pos_embed", "blocks", "norm",
 }  # fmt: skip
-#: Channels -> attention heads, which no shape tells: 64 channels each in all published networks.
-HEADS = {384: 6, 768: 12, 1024: 16}
+#: Channels -> attention heads, which no shape tells, and blocks of the published networks.
+PUBLISHED = {384: (6, 12), 768: (12, 12), 1024: (16, 24)}
 #: Names in the published yaml files -> ours.
 OFFICIAL = {
     "trans_dim": "channels",
@@ -76,7 +76,8 @@ def read_object(
     settings  what to change about it
     Raises UserError where the weights do not tell it.
     """
-    if any(key.startswith("tokenizer.embed.") for key in tensors):  # our own names, saved by torch
+    is_ours = any(key.startswith("tokenizer.embed.") for key in tensors)  # our own names, saved by torch
+    if is_ours:
         state, family = dict(tensors), family_of(tensors)
         if config is not None:
             family = config.family
@@ -90,6 +91,8 @@ def read_object(
         state.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.long))
     if config is None:
         config = sizes(state, family, settings, origin)
+        if not is_ours and not {"heads", "num_heads", "depth"} & settings.keys():
+            check_depth(config, origin)
     config = changed(config, settings)
     if not config.cls_tokens:
         state = {k: v for k, v in state.items() if not k.startswith("cls.")}
@@ -126,7 +129,7 @@ def sizes(state: Mapping[str, Tensor], family: str, settings: Mapping[str, Any],
     if missing := [key for key in needed if key not in shapes]:
         raise UserError(f"{origin} lacks {', '.join(missing)}: download it again, or name its model with config=")
     channels = shapes[needed[0]][1]
-    if channels not in HEADS and not {"heads", "num_heads"} & settings.keys():
+    if channels not in PUBLISHED and not {"heads", "num_heads"} & settings.keys():
         raise UserError(
             f"{origin} does not say how many attention heads its {channels} channels are divided into: "
             'give config={"heads": ...}, or the name of its model'
@@ -135,7 +138,7 @@ def sizes(state: Mapping[str, Tensor], family: str, settings: Mapping[str, Any],
         family=family,  # type: ignore[arg-type]
         channels=channels,
         depth=1 + max(blocks),
-        heads=HEADS.get(channels, 1),
+        heads=PUBLISHED.get(channels, (1, 0))[0],
         embed_channels=shapes[needed[3]][0],
         embed_hidden=(*hidden, shapes[needed[2]][0]),
         cls_tokens=shapes["cls.token"][1] if "cls.token" in shapes else 3 if family == "recon" else 1,
@@ -143,3 +146,13 @@ def sizes(state: Mapping[str, Tensor], family: str, settings: Mapping[str, Any],
         qkv_bias="blocks.0.mix.attn.qkv.bias" in shapes,
         drop_path=0.2 if family == "recon" else 0.1,
     )
+
+
+def check_depth(config: PointViTConfig, origin: Any) -> None:
+    """Raises UserError for fewer blocks than the published network of this width has: the last ones leave no gap."""
+    depth = PUBLISHED[config.channels][1]
+    if config.depth < depth:
+        raise UserError(
+            f"{origin} has {config.depth} blocks of {config.channels} channels, the published network has {depth}: "
+            f'download it again, or give config={{"depth": {config.depth}}} if it was made so'
+        )

@@ -331,7 +331,7 @@ def read_checkpoint(
         raise UserError(f"{path} was not written by save_backbone: no other files of sparse U-Nets are read")
     tensors = backbone_entries(tensors)
     if not tensors:
-        raise UserError(f"{path} holds no backbone weights (no embedding.* or enc.* entries)")
+        raise UserError(f"{path} holds no backbone weights (no embedding.*, enc.* or blocks.* entries)")
     if known is not None and (stored is None or isinstance(config, PTv3Config)):
         architecture = known
     else:

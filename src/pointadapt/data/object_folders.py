@@ -138,16 +138,26 @@ def class_folders(folder: Path, task: str | None = None, label_field: str | None
     looked_at = [files[i] for i in np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)]
     if task is None and is_scenes(looked_at[0]):
         return None
-    shapes = [read_shape(file) for file in looked_at]
-    points = min(min(len(scan) for scan in shapes), 2048 if task == "parts" else 1024)
-    options: dict[str, Any] = {"splits": splits, "points": points, "up": "z"}
+    sizes = [len(read_shape(file)) for file in looked_at]
+    usual = usual_size(sizes)
+    options: dict[str, Any] = {"splits": splits, "points": min(usual, 2048 if task == "parts" else 1024), "up": "z"}
     title = "folders of shapes named after their classes"
+    notes = [UP_NOTE]
+    if min(sizes) < usual:
+        smallest = looked_at[sizes.index(min(sizes))]
+        notes.append(f"{smallest} has {min(sizes)} points, far fewer than most: leave it out if it is damaged")
     if task != "parts":
-        return ObjectLayout(ObjectSet(folder, TASKS[0], classes, **options), title, (UP_NOTE,))
+        return ObjectLayout(ObjectSet(folder, TASKS[0], classes, **options), title, tuple(notes))
     categories = part_ids(folder, splits, classes, label_field)
     names = tuple(f"{name} {i + 1}" for name, ids in categories.items() for i in range(len(ids)))
     dataset = ObjectSet(folder, "parts", names, categories, transform="parts", label_field=label_field, **options)
-    return ObjectLayout(dataset, title, (UP_NOTE, "parts have numbers for names: give them better ones in `classes`"))
+    return ObjectLayout(dataset, title, (*notes, "parts have numbers for names: give them better ones in `classes`"))
+
+
+def usual_size(sizes: list[int]) -> int:
+    """The least size of those at least half as large as the median: one stray shape is not to shrink all others."""
+    typical = sorted(sizes)[len(sizes) // 2]
+    return min(size for size in sizes if 2 * size >= typical)
 
 
 def subfolders(folder: Path) -> list[Path]:

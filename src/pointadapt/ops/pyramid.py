@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pointadapt.errors import UserError
-from pointadapt.ops.neighbors import Rule, clouds_of, farthest_points, gather, lexicographic, nearest
+from pointadapt.ops.neighbors import Rule, check_finite, clouds_of, farthest_points, gather, lexicographic, nearest
 from pointadapt.point import Point
 
 
@@ -66,10 +66,14 @@ def pyramid_rows(coord: Tensor, groups: int = 64, neighbors: int = 40, levels: i
 def pyramid(point: Point, groups: int, neighbors: int, levels: int, rule: Rule = "clean") -> Pyramid:
     """The pyramid of a batch: out of ``point.extra["pyramid"]`` if that is there, else computed; remembered.
 
-    Raises UserError when given rows are not those of such clouds and levels.
+    Raises UserError for an empty cloud, NaN or infinite coordinates, and given rows that are not those of such clouds
+    and levels.
     """
 
     def make() -> Pyramid:
+        if min(point.counts) == 0:
+            raise UserError("a cloud of 0 points has no tokens: leave it out")
+        check_finite(point)
         given = point.extra.get("pyramid")
         sizes = level_sizes(groups, levels)
         if given is None:
