@@ -31,14 +31,16 @@ def namer(adapted: PeftModel) -> Callable[[str], str | None]:
     state = adapted.state_dict()
     generator = next(k for k in state if ".generator." in k).split("generator.")[0]
 
+    light = "" if f"{generator}generator.linear.weight" in state else None  # conv5 is then all there is
+
     def name(key: str) -> str | None:
         if key == "prompt_pos":
             return f"{generator}place.pos"
         if key.startswith("blocks.cls.bn"):
             return None
         if match := re.fullmatch(r"blocks\.cls\.conv(\d)\.(\d)\.(.*)", key):
-            layer = "join" if match[1] == "5" else f"edges.{int(match[1]) - 1}"
-            return f"{generator}generator.{layer}.{('linear', 'norm')[int(match[2])]}.{match[3]}"
+            layer = light if light is not None else ("join." if match[1] == "5" else f"edges.{int(match[1]) - 1}.")
+            return f"{generator}generator.{layer}{('linear', 'norm')[int(match[2])]}.{match[3]}"
         return own[plain_name(key) or ""]
 
     return name
