@@ -34,9 +34,9 @@ RECIPE = {
 }  # fmt: skip
 SIZES = {
     "radhar": {"steps": 400, "points": 64, "groups": 16},
-    "reversed": {"steps": 600, "points": 96, "groups": 12},
+    "reversed": {"steps": 2000, "points": 96, "groups": 12},
 }
-BENCHMARK = Size(pairs=6, train=960, test=480, frames=8, points=96)
+BENCHMARK = Size(pairs=6, train=4800, test=480, frames=8, points=96)
 
 
 if __name__ == "__main__":
