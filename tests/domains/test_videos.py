@@ -140,7 +140,7 @@ def test_a_long_video_is_read_frame_by_frame(trained, tmp_path, monkeypatch):
     assert alone["class"] == rows[2]["class"]
 
 
-def test_short_videos_are_predicted_and_named(tmp_path):
+def test_short_videos_are_predicted_and_named(tmp_path, capsys):
     run = video_run(tmp_path, steps=1)
     content = yaml.safe_load((run.data / "dataset.yaml").read_text())
     (run.data / "dataset.yaml").write_text(yaml.safe_dump({**content, "short_video": "drop"}))
@@ -150,6 +150,8 @@ def test_short_videos_are_predicted_and_named(tmp_path):
     assert found["dropped"] == ["test/left/short"] and found["videos"] == 4
     assert found["video_accuracy_all"] == pytest.approx(found["video_accuracy"] * 4 / 5)
     assert "shorter than 4 frames and were left out" in (run.folder / "report.html").read_text()
+    assert cli.main(["evaluate", str(run.folder)]) == 0
+    assert "left out, shorter than a clip" in (said := capsys.readouterr().out) and "test/left/short" in said
     predict(run, run.data / "test" / "left" / "short", tmp_path / "short.csv", quiet=True)
     assert table(tmp_path / "short.csv")[0]["last_frame"] == "2"
 

@@ -212,7 +212,8 @@ def from_list(dataset: VideoSet, path: Path, within: str, labelled: bool) -> lis
         if not words or not words[0] or words[0].lower() in ("video", "name", "file"):
             continue
         label: str | None
-        if len(words) == 7 and all(word.isdigit() for word in words):
+        is_shrec = len(words) == 7 and all(word.isdigit() for word in words)
+        if is_shrec:
             entry = "gesture_{}/finger_{}/subject_{}/essai_{}".format(*words[:4])
             label = words[5 if within == "28" else 4]
         else:
@@ -220,7 +221,12 @@ def from_list(dataset: VideoSet, path: Path, within: str, labelled: bool) -> lis
         place = next((p for end in ("", *ENDINGS) if (p := dataset.folder / f"{entry}{end}").exists()), None)
         if place is None:
             raise UserError(f"{path}: it lists {entry}, for which there is nothing in {dataset.folder}")
-        videos = below(dataset, place)
+        arrays = sorted(place.glob("*.npy")) if is_shrec else []
+        if len(arrays) == 1:  # whatever it is called: beside frames pts_label.npy would be labels
+            place = arrays[0]
+            videos = in_file(dataset, place)
+        else:
+            videos = below(dataset, place)
         if labelled and label is not None and dataset.task == "action":
             videos = [replace(video, target=dataset.index(label, path)) for video in videos]
         found += videos
