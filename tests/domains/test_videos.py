@@ -403,6 +403,18 @@ def test_semantic_segmentation(tmp_path, capsys):
     assert "exists already" in refused(capsys, "predict", run, videos / "test" / "v0", "--out", out)
 
 
+def test_new_frames_need_no_field_of_labels(tmp_path):
+    """A data set that names its label field labels recordings that have none, or another."""
+    videos = write_point_classes(tmp_path / "videos")
+    content = yaml.safe_load((videos / "dataset.yaml").read_text())
+    (videos / "dataset.yaml").write_text(yaml.safe_dump({**content, "label_field": "label"}))
+    run = video_run(tmp_path, data=videos, steps=1, val_share=0.0, select="last")
+    train(run)
+    files = predict(run, write_video(tmp_path / "new", moving(0), ".ply"), tmp_path / "out", quiet=True)
+    assert tmp_path / "out" / "timeline.png" in files
+    assert set(read_scan(tmp_path / "out" / "frame_2.ply", "class").label.tolist()) <= {3, 4}
+
+
 def test_dense_frames_through_a_pyramid(tmp_path, capsys, monkeypatch):
     """--head slim: trained with Stage 1, evaluated, kept and predicted with; the number of points belongs to it."""
     monkeypatch.setattr(alignment, "SOURCE", 32)
