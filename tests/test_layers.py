@@ -27,7 +27,7 @@ SIDEWAYS = {
     ("train", "run"), ("train", "checkpoint"), ("train", "optim"),
     ("checkpoint", "run"), ("evaluate", "run"), ("evaluate", "predict"), ("evaluate", "analysis"),
     ("predict", "run"), ("analysis", "run"), ("demo_video", "demo"),
-    ("cli_adapt", "cli_init"), ("cli_adapt", "cli_tools"),
+    ("cli_adapt", "cli_init"), ("cli_adapt", "cli_tools"), ("cli_tools", "cli_init"),
 }  # fmt: skip
 
 

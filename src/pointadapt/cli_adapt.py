@@ -10,10 +10,10 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from pointadapt.cli_init import indoor_grid, init_shapes, init_video_set, note_left_out, note_warnings
+from pointadapt.cli_init import look
 from pointadapt.cli_tools import copied, with_hints
 from pointadapt.errors import UserError
-from pointadapt.kinds import KINDS, YAML, kind_of
+from pointadapt.kinds import KINDS, kind_of
 from pointadapt.run import Run, option
 
 #: Fields of Run that are flags: a method's options have flags of their own, the kind of data is in dataset.yaml.
@@ -29,30 +29,10 @@ class Adapt:
 
     def run(self) -> None:
         from pointadapt.analysis.describe import result_table, show
-        from pointadapt.data.benchmark_init import init_benchmark
-        from pointadapt.data.benchmarks import find_benchmark
-        from pointadapt.data.object_folders import find_objects
-        from pointadapt.data.survey import init_dataset, survey
-        from pointadapt.data.video_folders import find_videos
         from pointadapt.train import train
 
         run, flags = self.settings(), vars(self)
-        if run.data.is_dir() and not (run.data / YAML).is_file():
-            note_left_out(run.data)
-            benchmark = find_benchmark(run.data)
-            videos = None if benchmark else find_videos(run.data)
-            layout = None if benchmark or videos else find_objects(run.data)
-            if benchmark is not None:
-                (file,) = init_benchmark(run.data, benchmark)
-            elif videos is not None:
-                file = init_video_set(run.data, videos)
-            elif layout is not None:
-                file = init_shapes(run.data, layout)
-            else:
-                files = survey(run.data)
-                file = init_dataset(run.data, files, indoor_grid=indoor_grid(run.backbone))
-                note_warnings(run.data, files)
-            print(f"{run.data} has no {YAML}: wrote {file} after looking at its files")
+        if look(run.data, run.backbone):
             run = self.settings()  # the kind of data is known now
         try:
             result = train(run, resume=flags["resume"], overwrite=flags["overwrite"])

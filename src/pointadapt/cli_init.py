@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pointadapt.errors import UserError
+from pointadapt.kinds import YAML
 from pointadapt.run import option
 
 
@@ -109,6 +110,34 @@ class Init:
         for name in flags:
             if getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} says nothing about {holds}, which {self.scans} holds")
+
+
+def look(folder: Path, backbone: str) -> bool:
+    """Write the dataset.yaml of a folder that has none, as ``pointadapt init`` would; whether that was needed."""
+    from pointadapt.data.benchmark_init import init_benchmark
+    from pointadapt.data.benchmarks import find_benchmark
+    from pointadapt.data.object_folders import find_objects
+    from pointadapt.data.survey import init_dataset, survey
+    from pointadapt.data.video_folders import find_videos
+
+    if not folder.is_dir() or (folder / YAML).is_file():
+        return False
+    note_left_out(folder)
+    benchmark = find_benchmark(folder)
+    videos = None if benchmark else find_videos(folder)
+    layout = None if benchmark or videos else find_objects(folder)
+    if benchmark is not None:
+        (file,) = init_benchmark(folder, benchmark)
+    elif videos is not None:
+        file = init_video_set(folder, videos)
+    elif layout is not None:
+        file = init_shapes(folder, layout)
+    else:
+        files = survey(folder)
+        file = init_dataset(folder, files, indoor_grid=indoor_grid(backbone))
+        note_warnings(folder, files)
+    print(f"{folder} has no {YAML}: wrote {file} after looking at its files")
+    return True
 
 
 def note_left_out(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from pointadapt.cli_init import look
 from pointadapt.data.prepare import PREPARE
 from pointadapt.errors import UserError
 from pointadapt.kinds import YAML, kind_of
@@ -58,8 +59,8 @@ class DistanceOf:
     are as far as strangers within A.
     """
 
-    a: Path = field(metadata={"help": "Folder with a dataset.yaml; procedural = the shapes of nano-mae's pretraining."})
-    b: Path = field(metadata={"help": "Folder with a dataset.yaml: your data."})
+    a: Path = field(metadata={"help": "Folder of labelled data; procedural = the shapes of nano-mae's pretraining."})
+    b: Path = field(metadata={"help": "Folder of your labelled data."})
     backbone: str | None = option(None, "Names or files, comma-separated. Default: nano-mae; nano for scenes.")
     limit: int = option(500, "Most samples of each side.")
     split: str = option("train", "Which split of both.")
@@ -73,6 +74,8 @@ class DistanceOf:
 
         if self.limit < 2:
             raise UserError(f"limit is {self.limit}; it must be at least 2")
+        for side in (self.a, self.b):
+            look(side, self.backbone or "nano")
         is_scene = any(kind_of(side) == "scenes" and side.exists() for side in (self.a, self.b))
         names = split_list(self.backbone or ("nano" if is_scene else "nano-mae"))
         found = []

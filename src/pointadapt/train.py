@@ -237,7 +237,7 @@ def check_batch_norm(model: nn.Module, size: int) -> None:
     if size < 2 and any(p.requires_grad for n in names for p in model.get_submodule(n).parameters()):
         raise UserError(
             "BatchNorm is trained here and needs at least 2 items at once: raise batch_size, lower grad_accum, "
-            "or choose head linear"
+            "or choose head linear where the task has one"
         )
 
 

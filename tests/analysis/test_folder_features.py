@@ -10,7 +10,7 @@ import tiny_runs
 import tiny_videos
 from moving import CLASSES, action_set, moving, write_actions, write_frame, write_video
 from pointadapt import cli
-from pointadapt.analysis.folder_features import folder_features
+from pointadapt.analysis.folder_features import dense_means, folder_features
 from pointadapt.backbones.weights import load_backbone
 from pointadapt.data.scans import DataSet
 from pointadapt.data.videos import VideoItems, collate_videos
@@ -72,13 +72,31 @@ def test_voxels(tmp_path, points):
     assert shapes.features.shape[1] == found.features.shape[1] and len(shapes.labels) == 6
 
 
+def test_videos_through_a_backbone_over_points(tmp_path, points):
+    """So that videos can be measured against scenes."""
+    backbone = load_backbone(points)
+    scenes = folder_features(backbone, tiny_runs.write_scans(tmp_path / "scans"), limit=6)
+    clips = write_actions(tmp_path / "clips", 2, 1)
+    dataset = action_set(clips)
+    found = folder_features(backbone, clips, limit=20)
+    assert found.features.shape == (len(found.labels), scenes.features.shape[1])
+    point = collate_videos([VideoItems(dataset, "train", train=False).clip(0)])["point"]
+    first = [dense_means(backbone.eval(), cloud).detach() for cloud in point.split()]
+    torch.testing.assert_close(found.features[0], torch.cat(first).mean(0), atol=1e-4, rtol=1e-4)
+    keys = {"task": "video_segmentation", "classes": ["low", "high"], "ids": {3: "low", 4: "high"}, "frames": 3}
+    for number, coord in enumerate(moving(0)):
+        label = np.where(np.arange(len(coord)) < 9, 3, 4)
+        write_frame(tmp_path / "b" / "train" / "v" / f"f_{number}.ply", coord, label)
+    action_set(tmp_path / "b", splits={"train": ["train"]}, **keys)
+    rows = folder_features(backbone, tmp_path / "b", limit=20)
+    assert rows.features.shape == (20, scenes.features.shape[1]) and rows.labels.count("low") == 10
+
+
 def test_refused(tmp_path, tokens, points):
     scans, videos = tiny_runs.write_scans(tmp_path / "scans"), write_actions(tmp_path / "videos", 2, 1)
     action_set(videos)
     with pytest.raises(UserError, match="holds scenes: measure them with a backbone over single points"):
         folder_features(load_backbone(tokens), scans)
-    with pytest.raises(UserError, match="holds videos: measure them with a backbone over groups"):
-        folder_features(load_backbone(points), videos)
     with pytest.raises(UserError, match="lists no videos"):
         folder_features(load_backbone(tokens), videos, split="val")
 
@@ -96,6 +114,14 @@ def test_the_command(tmp_path, tokens, capsys):
     assert cli.main(["distance", str(shapes), str(videos), "--backbone", tokens, "--limit", "1"]) == 2
     errors = capsys.readouterr().err
     assert "there is no" in errors and "limit is 1" in errors
+
+
+def test_the_command_looks_at_folders_without_a_yaml(tmp_path, tokens, capsys):
+    videos, others = (write_actions(tmp_path / name, 4, 1) for name in ("videos", "others"))
+    assert cli.main(["distance", str(videos), str(others), "--backbone", tokens]) == 0
+    said = capsys.readouterr().out
+    assert "others has no dataset.yaml: wrote" in said and "chance floor" in said
+    assert (videos / "dataset.yaml").is_file() and (others / "dataset.yaml").is_file()
 
 
 def test_procedural_shapes_by_name(tokens):

@@ -256,6 +256,15 @@ def test_shrec17(tmp_path):
         VideoItems(wide, "test")[0]
 
 
+def test_shrec17_whatever_its_arrays_are_called(tmp_path):
+    write_shrec(tmp_path)
+    for array in tmp_path.rglob("pts.npy"):
+        array.rename(array.with_name("pts_label.npy"))
+    dataset, _ = opened(tmp_path)
+    assert counts(dataset) == {"train": {"grab": 4, "shake": 2}, "test": {"grab": 2, "shake": 1}}
+    assert len(VideoItems(dataset, "test")[0]["counts"]) == 32
+
+
 # --- packed and other array files -----------------------------------------------------------------------------------
 
 

@@ -301,6 +301,11 @@ def test_padded_frames_have_no_label(tmp_path):
         ("v0/labels.txt", "0\n" * 9, "labels.txt: 9 labels for the 10 frames of train/v0"),
         ("v0/labels.txt", "0\n" * 9 + "run\n", "labels.txt: unknown label 'run': it is none of rest, walk; add it"),
         ("v0/labels.csv", "frame_0,0\n", "labels.csv: no label for frame frame_1.npy of train/v0"),
+        (
+            "v0/labels.csv",
+            "".join(f"frame_{i},0\n" for i in range(11)),
+            "a label for frame frame_10, which is not in train/v0",
+        ),
         ("v0/labels.yaml", "- [0, 10, rest]\n", r"\[0, 10, 'rest'\] is no run"),
         ("v0/labels.yaml", "rest: 3", "it must hold a list of labels"),
         ("v0/labels.yaml", "[", "not readable as labels of frames"),

@@ -140,7 +140,7 @@ def test_a_long_video_is_read_frame_by_frame(trained, tmp_path, monkeypatch):
     assert alone["class"] == rows[2]["class"]
 
 
-def test_short_videos_are_predicted_and_named(tmp_path):
+def test_short_videos_are_predicted_and_named(tmp_path, capsys):
     run = video_run(tmp_path, steps=1)
     content = yaml.safe_load((run.data / "dataset.yaml").read_text())
     (run.data / "dataset.yaml").write_text(yaml.safe_dump({**content, "short_video": "drop"}))
@@ -150,6 +150,8 @@ def test_short_videos_are_predicted_and_named(tmp_path):
     assert found["dropped"] == ["test/left/short"] and found["videos"] == 4
     assert found["video_accuracy_all"] == pytest.approx(found["video_accuracy"] * 4 / 5)
     assert "shorter than 4 frames and were left out" in (run.folder / "report.html").read_text()
+    assert cli.main(["evaluate", str(run.folder)]) == 0
+    assert "left out, shorter than a clip" in (said := capsys.readouterr().out) and "test/left/short" in said
     predict(run, run.data / "test" / "left" / "short", tmp_path / "short.csv", quiet=True)
     assert table(tmp_path / "short.csv")[0]["last_frame"] == "2"
 
@@ -399,6 +401,18 @@ def test_semantic_segmentation(tmp_path, capsys):
     assert set(classes.tolist()) <= {3, 4}
     assert float(table(out / "classes.csv")[2]["high"]) == pytest.approx(np.mean(classes == 4))
     assert "exists already" in refused(capsys, "predict", run, videos / "test" / "v0", "--out", out)
+
+
+def test_new_frames_need_no_field_of_labels(tmp_path):
+    """A data set that names its label field labels recordings that have none, or another."""
+    videos = write_point_classes(tmp_path / "videos")
+    content = yaml.safe_load((videos / "dataset.yaml").read_text())
+    (videos / "dataset.yaml").write_text(yaml.safe_dump({**content, "label_field": "label"}))
+    run = video_run(tmp_path, data=videos, steps=1, val_share=0.0, select="last")
+    train(run)
+    files = predict(run, write_video(tmp_path / "new", moving(0), ".ply"), tmp_path / "out", quiet=True)
+    assert tmp_path / "out" / "timeline.png" in files
+    assert set(read_scan(tmp_path / "out" / "frame_2.ply", "class").label.tolist()) <= {3, 4}
 
 
 def test_dense_frames_through_a_pyramid(tmp_path, capsys, monkeypatch):

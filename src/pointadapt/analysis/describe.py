@@ -73,6 +73,12 @@ def scores_table(result: dict[str, Any]) -> Table:
         made.add_row(heading, percent(result[key]))
     for heading, value in result.get("further", {}).items():
         made.add_row(heading, percent(value))
+    if dropped := result.get("dropped"):
+        if "video_accuracy_all" in result:
+            made.add_row("video acc., those left out as wrong", percent(result["video_accuracy_all"]))
+        made.caption = f"left out, shorter than a clip (`short_video`): {', '.join(dropped[:5])}"
+        made.caption += f" and {len(dropped) - 5} more, see evaluation.json" if len(dropped) > 5 else ""
+        made.caption_justify = "left"
     return made
 
 

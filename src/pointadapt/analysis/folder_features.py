@@ -7,6 +7,7 @@ What a sample is, and its feature (inferred for PointATA, after ORCA):
     action               a clip; the mean over the tokens of all its frames
     action_segmentation  a frame; the mean over its tokens
     video_segmentation   a token, whose group is labelled by half, and has one class in 60 % of its labelled points
+                         (videos through a backbone over single points: its points take the place of tokens)
     scenes               a voxel; its dense features, all levels of the backbone brought up to it
 
 Every class gets as many samples as any other, as far as it has them.
@@ -123,9 +124,13 @@ def dense_shape_features(backbone: Backbone, dataset: ObjectSet, limit: int, spl
 
 
 def dense_means(backbone: Backbone, point: Point) -> Tensor:
-    """[B, C] means of the points' features; colours and normals are zero."""
-    point = point.but(feat=F.pad(point.feat, (0, backbone.in_channels - 3)), grid_size=GRID)
-    return segment_mean(backbone.dense(point), point.batch, point.num_clouds).float().cpu()
+    """[B, C] means of the points' features."""
+    return segment_mean(dense_points(backbone, point), point.batch, point.num_clouds).float().cpu()
+
+
+def dense_points(backbone: Backbone, point: Point) -> Tensor:
+    """[N, C] of clouds in the unit sphere; colours and normals are zero."""
+    return backbone.dense(point.but(feat=F.pad(point.coord, (0, backbone.in_channels - 3)), grid_size=GRID))
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------------
@@ -158,11 +163,6 @@ def voxel_features(backbone: Backbone, dataset: DataSet, limit: int, split: str,
 
 
 def video_features(backbone: Backbone, dataset: VideoSet, limit: int, split: str, at: At, seed: int) -> Features:
-    if backbone.kind != "tokens":
-        raise UserError(
-            f"{backbone.name_or_path} works on single points, and {dataset.folder} holds videos: measure them with a "
-            "backbone over groups of points, such as nano-mae"
-        )
     config = backbone.config
     groups, size = (getattr(config, name, 1) for name in ("groups", "group_size"))
     items = VideoItems(dataset, split, train=False, need=max(groups, size))
@@ -174,13 +174,18 @@ def video_features(backbone: Backbone, dataset: VideoSet, limit: int, split: str
         for first in range(0, len(rows), CLIPS):
             batch = collate_videos([items.clip(int(row)) for row in rows[first : first + CLIPS]])
             point = batch["point"].to(device)
-            tokens = patches(backbone, point, at)
-            feat = tokens.part("patch").float()  # [B T, G, D]
+            if backbone.kind == "points" and dataset.task == "video_segmentation":
+                feat, label = dense_points(backbone, point).float(), batch["segment"]
+            elif backbone.kind == "points":
+                feat = dense_means(backbone, point)[:, None]  # [B T, 1, C]
+            else:
+                tokens = patches(backbone, point, at)
+                feat = tokens.part("patch").float()  # [B T, G, D]
             if dataset.task == "action":
                 feat, label = feat.unflatten(0, (-1, dataset.frames)).mean((1, 2)), batch["label"]
             elif dataset.task == "action_segmentation":
                 feat, label = feat.mean(1), batch["frame_label"].flatten()
-            else:
+            elif backbone.kind == "tokens":
                 label = group_labels(point, tokens.center, size, batch["segment"].to(device)).flatten().cpu()
                 feat = feat.flatten(0, 1)
             found.append(feat.cpu()[label >= 0])

@@ -212,7 +212,8 @@ def from_list(dataset: VideoSet, path: Path, within: str, labelled: bool) -> lis
         if not words or not words[0] or words[0].lower() in ("video", "name", "file"):
             continue
         label: str | None
-        if len(words) == 7 and all(word.isdigit() for word in words):
+        is_shrec = len(words) == 7 and all(word.isdigit() for word in words)
+        if is_shrec:
             entry = "gesture_{}/finger_{}/subject_{}/essai_{}".format(*words[:4])
             label = words[5 if within == "28" else 4]
         else:
@@ -220,7 +221,12 @@ def from_list(dataset: VideoSet, path: Path, within: str, labelled: bool) -> lis
         place = next((p for end in ("", *ENDINGS) if (p := dataset.folder / f"{entry}{end}").exists()), None)
         if place is None:
             raise UserError(f"{path}: it lists {entry}, for which there is nothing in {dataset.folder}")
-        videos = below(dataset, place)
+        arrays = sorted(place.glob("*.npy")) if is_shrec else []
+        if len(arrays) == 1:  # whatever it is called: beside frames pts_label.npy would be labels
+            place = arrays[0]
+            videos = in_file(dataset, place)
+        else:
+            videos = below(dataset, place)
         if labelled and label is not None and dataset.task == "action":
             videos = [replace(video, target=dataset.index(label, path)) for video in videos]
         found += videos
@@ -278,7 +284,7 @@ def frame_labels(dataset: VideoSet, video: Video) -> np.ndarray:
     file = label_file(video)
     raw: Any = None
     if file is not None:
-        raw = read_frame_labels(file, video)
+        raw = read_frame_labels(file, video, dataset.gaps)
     elif not video.files:
         raw = read_videos(video.path).frame_label(video.row)
     if raw is None:
@@ -299,8 +305,8 @@ def label_file(video: Video) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def read_frame_labels(file: Path, video: Video) -> list[Any]:
-    """One label per frame.
+def read_frame_labels(file: Path, video: Video, gaps: bool = True) -> list[Any]:
+    """One label per frame. Without ``gaps``, raises UserError for a label of a frame that is not there.
 
     npy         [F] numbers
     txt, csv    lines of ``label`` or ``frame,label`` (a file's name, with or without ending, or its position from 0);
@@ -328,7 +334,12 @@ def read_frame_labels(file: Path, video: Video) -> list[Any]:
         name = next((name for name in (path.name, path.stem, str(number)) if name in given), None)
         if name is None:
             raise UserError(f"{file}: no label for frame {path.name} of {video.name}; every frame needs a line")
-        labels.append(given[name])
+        labels.append(given.pop(name))
+    if given and not gaps:
+        raise UserError(
+            f"{file}: it has a label for frame {next(iter(given))}, which is not in {video.name}; add the frame, take "
+            f"the line out, or set `gaps: true`"
+        )
     return labels
 
 

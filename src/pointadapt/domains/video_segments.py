@@ -227,7 +227,7 @@ class PointClasses(Videos):
     ) -> np.ndarray:
         """Write one frame; returns the share [classes] of its points."""
         video, merge = items.videos[0], self.dataset.merge
-        raw = [read_frame(self.dataset, video, at).coord for at in range(number * merge, (number + 1) * merge)]
+        raw = [read_frame(items.dataset, video, at).coord for at in range(number * merge, (number + 1) * merge)]
         coord = np.concatenate(raw).astype(np.float64)
         index, place = np.unique(np.concatenate([rows for rows, _ in votes]), return_inverse=True)
         total = np.zeros((len(index), len(self.names)), np.float32)

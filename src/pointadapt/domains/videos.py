@@ -143,8 +143,9 @@ class Videos(Domain):
         return [(name, target) for name, target, _ in found]
 
     def as_told(self) -> VideoSet:
-        """The data set as prediction was told to read it."""
-        return replace(self.dataset, gaps=True, empty_frames="repeat") if self.told["gaps"] else self.dataset
+        """The data set as prediction was told to read it; new frames need no field of labels."""
+        plain = replace(self.dataset, label_field=None)
+        return replace(plain, gaps=True, empty_frames="repeat") if self.told["gaps"] else plain
 
     def to_predict(self, name: Path) -> VideoItems:
         """All clips of one video, without labels; a short one is shown whole whatever training did with such."""
