@@ -46,3 +46,11 @@ def test_to_moves_everything():
     point = cloud(5).but(extra={"a": torch.ones(2), "b": "text"})
     moved = point.to("meta")
     assert moved.feat.is_meta and moved.grid_coord.is_meta and moved.extra["a"].is_meta and moved.extra["b"] == "text"
+
+
+def test_clouds_of_points_are_known_without_asking_the_device():
+    """Meta stands for a GPU: what would wait for values fails on it."""
+    point = collate([cloud(20), cloud(0), cloud(5, seed=1)])
+    elsewhere = point.to("meta")
+    elsewhere.cache["counts"] = point.counts
+    assert elsewhere.batch.shape == point.batch.shape

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,17 @@ def test_it_learns(finished):
     assert result["val"]["miou"] > 0.8
     losses = [row["loss"] for row in rows(run) if "loss" in row]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_memory_is_read_where_the_process_trains(tmp_path, monkeypatch):
+    """With accelerate that is a GPU of its own, which is the current one only once the Accelerator is made."""
+    asked: list[torch.device] = []
+    second = SimpleNamespace(device=torch.device("cuda:1"), num_processes=1)
+    monkeypatch.setattr(sys.modules["pointadapt.train"], "Accelerator", lambda **_: second)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: asked.append(device))
+    make_accelerator(tiny_run(tmp_path))
+    assert asked == [second.device]
 
 
 def test_result_and_files(finished):

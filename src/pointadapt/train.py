@@ -252,8 +252,6 @@ def make_accelerator(run: Run) -> Accelerator:
     precision = ("bf16" if on_gpu else "no") if run.precision == "auto" else run.precision
     if precision == "fp16" and not on_gpu:
         raise UserError("precision fp16 needs a GPU: use bf16 or no")
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     AcceleratorState._reset_state()  # one process may train several runs, of different precision
     GradientState._reset_state()
     accelerator = Accelerator(
@@ -263,6 +261,8 @@ def make_accelerator(run: Run) -> Accelerator:
         # a method may leave a parameter out of a pass (a gate that is closed, a token nobody reads any more)
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(accelerator.device)  # of this process's GPU: known from here on
     parts = accelerator.num_processes * run.grad_accum
     if run.batch_size % parts:
         raise UserError(
@@ -334,7 +334,7 @@ def finish(
         "peak_memory": peak_memory(accelerator.device),
         "parameters": count_parameters(bare),
         "processes": accelerator.num_processes,
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         **({"align": aligned} if aligned else {}),
     }

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pointadapt.methods  # noqa: F401
+from backbones.test_memory import kept
 from pointadapt.backbones.foundation import FAMILIES, Foundation
 from pointadapt.backbones.foundations import FOUNDATIONS, load_foundation
 from pointadapt.errors import UserError
@@ -143,7 +144,7 @@ def test_a_method_is_made_where_the_model_is():
 
 def test_stays_in_eval_mode_and_frozen():
     net = Foundation(model_of("gpt2")).train()  # its config has dropout
-    assert not any(m.training for m in net.modules())
+    assert not any(m.training for m in net.modules() if m is not net)
     assert not any(p.requires_grad for p in net.parameters())
     feat = torch.randn(1, 5, 24)
     assert torch.equal(run(net, feat).feat, run(net, feat).feat)
@@ -152,6 +153,29 @@ def test_stays_in_eval_mode_and_frozen():
     assert len(dropouts) == 6 and all(d.training for d in dropouts)
     layer = model.get_base_model().backbone.blocks[0].layer
     assert not layer.training and not layer.attention.self.dropout.training
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_checkpointing_changes_no_number_and_keeps_less(name):
+    coord = torch.randn(300, 3, generator=torch.Generator().manual_seed(1))
+    point = Point(coord, coord, torch.tensor([150, 300]))
+    config = METHODS["appt"](width=6, groups=16, neighbors=6)
+    model = adapt(Classification(Foundation(model_of(name)), 3), config).train()
+    backbone, found, sizes = model.get_base_model().backbone, [], []
+
+    def size_of(call):
+        return sum(t.numel() for t in kept(lambda: call(point.but(cache={})))[1])
+
+    for checkpointing in (False, True):
+        backbone.checkpointing = checkpointing
+        torch.manual_seed(3)
+        logits = model(point)
+        logits.square().sum().backward()
+        found.append({"logits": logits.detach(), **{n: p.grad for n, p in model.named_parameters() if p.requires_grad}})
+        model.zero_grad()
+        sizes.append(size_of(lambda p: list(backbone.stages(p))) - size_of(backbone.tokenizer))
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    assert sizes[1] < 0.5 * sizes[0], sizes
 
 
 @pytest.mark.parametrize("name", FAMILIES)

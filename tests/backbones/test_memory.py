@@ -13,6 +13,8 @@ from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 from pointadapt.methods import METHODS
 from pointadapt.methods.core import adapt
 from pointadapt.ops.frozen import by_rows, no_graph
+from pointadapt.ops.sparse_conv import SubMConv3d
+from pointadapt.ops.strided_conv import DownConv3d
 from pointadapt.point import collate
 from pointadapt.tasks.segmentation import Segmentation
 from scenes import cloud, tiny
@@ -99,11 +101,10 @@ def test_nothing_is_kept_of_what_lies_before_the_first_adapter():
     assert not any(t.data_ptr() in frozen for t in floats)
 
 
-def test_a_frozen_convolution_keeps_no_input():
-    from pointadapt.ops.sparse_conv import SubMConv3d
-
+@pytest.mark.parametrize("kind", [SubMConv3d, DownConv3d])
+def test_a_frozen_convolution_keeps_no_input(kind):
     torch.manual_seed(0)
-    conv = SubMConv3d(9, 8)
+    conv = kind(9, 8)
     feat = POINT.feat.clone().requires_grad_()
     for trained in (True, False):
         conv.requires_grad_(trained)

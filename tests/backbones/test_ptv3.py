@@ -31,6 +31,12 @@ def test_a_cloud_is_alone_in_any_batch(form):
     torch.testing.assert_close(together[: len(clouds[0])], backwards, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_without_points(form):
+    model = tiny(**FORMS[form])
+    assert model.dense(collate([cloud(0), cloud(0)])).shape == (0, model.dense_channels)
+
+
 def test_official_mode_leaks_between_clouds_and_clean_mode_does_not():
     first, other = cloud(300, 20), cloud(20, 60, seed=1)
     gap = {}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pointadapt.data.object_files import in_two_splits
 from pointadapt.data.object_set import UP, ObjectSet
 from pointadapt.data.objects import ObjectItems
 from pointadapt.data.open import dataset_from_dict, open_dataset
@@ -114,6 +115,29 @@ def test_both_kinds_open_by_their_task(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_no_shape_is_in_two_splits_by_whatever_path(tmp_path):
+    class_folders(tmp_path, {"a/cup": 2, "a/vase": 2, "b/cup": 2, "b/vase": 2})
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "c" / "cup").mkdir(parents=True)
+    (tmp_path / "c" / "cup" / "own").with_suffix(".xyz").symlink_to(sorted((tmp_path / "a" / "cup").iterdir())[0])
+    inside = sorted((tmp_path / "a" / "cup").iterdir())[0].relative_to(tmp_path).as_posix()
+    for train, test in (("a", "./a"), ("a", "link"), ("a", "b/../a"), ("a", inside), ("a", "c"), (".", "b")):
+        dataset = ObjectSet.from_dict({**GOOD, "splits": {"train": [train], "test": [test]}}, tmp_path)
+        for split in ("train", "test"):
+            with pytest.raises(UserError, match="is both in train and in test of `splits`; take it out of one"):
+                dataset.items(split)
+    dataset = ObjectSet.from_dict({**GOOD, "splits": {"train": ["a", "a/cup"], "val": [], "test": ["b"]}}, tmp_path)
+    assert len(dataset.items("test")) == 4
+    write_pickle(tmp_path / "all.pkl", stack(4))
+    for train, test, refused in (("#0", "#1", 0), ("#1", "#1", 1), ("", "#1", 1), ("#1", "#10", 0)):
+        found = in_two_splits(
+            ObjectSet.from_dict(
+                {**GOOD, "splits": {"train": [f"all.pkl{train}"], "test": [f"./all.pkl{test}"]}}, tmp_path
+            )
+        )
+        assert (found is not None) == refused
+
+
 @pytest.mark.parametrize("up", UP)
 def test_up_becomes_y_without_mirroring(up):
     assert np.linalg.det(UP[up]) == pytest.approx(1)
@@ -172,8 +196,8 @@ def test_sources_in_every_form(tmp_path):
     np.savez(tmp_path / "set" / "no#1" / "x.npz", xyz=stack(2), label=[0, 1])
     assert opened(tmp_path / "set", {"test": ["no#1/x.npz#1"]}).items("test")[0].target == 1
     (tmp_path / "set" / "vase" / "b.txt").write_text("x y z\n" + "1 2 3\n4 5 6\n7 8 9.5\n")
-    dataset = opened(tmp_path / "set", {"train": ["../beside", "vase"], "test": ["linked"]})
-    train, test = dataset.items("train"), dataset.items("test")
+    train = opened(tmp_path / "set", {"train": ["../beside", "vase"]}).items("train")
+    test = opened(tmp_path / "set", {"test": ["linked"]}).items("test")
     assert [item.name for item in train] == [
         *("../beside/cup/s0.npy", "../beside/cup/s1.npy"),
         *("vase/a#1.npy", "vase/b.txt", "vase/s0.npy"),

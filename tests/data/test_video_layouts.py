@@ -300,6 +300,14 @@ def test_radhar(tmp_path):
     assert items[0]["frames"].tolist() == [0, 1, 2, 3, 4, 5] + [-1] * 18
 
 
+def test_frames_that_fill_no_group_are_told(tmp_path):
+    write_npz(tmp_path / "radhar_train.npz", **packed(0))
+    write_npz(tmp_path / "radhar_test.npz", **packed(1, 3, frames=32))
+    _, layout = opened(tmp_path)
+    told = [note for note in video_warnings(layout) if "merge" in note and "leaves out" in note]
+    assert told == ["`merge: 5` leaves out the last frames of 3 of 3 videos of test, which fill no group"]
+
+
 def test_packed_classes_are_looked_up_by_name(tmp_path):
     write_npz(tmp_path / "train.npz", **packed(0, 4, classes=("b", "a")))
     dataset, layout = opened(tmp_path)

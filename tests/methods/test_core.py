@@ -105,6 +105,24 @@ def test_modules_to_save_must_be_full_names():
     assert any("embedding.modules_to_save" in n for n, p in model.named_parameters() if p.requires_grad)
 
 
+def test_a_refused_adapt_leaves_the_model_as_it_was():
+    """Whatever is wrong: names, a head that stays frozen, a target found late, a method that asked for a new head."""
+    for config, task in (
+        (GEMConfig(rank=2, modules_to_save=["haed"]), tiny()),
+        (GEMConfig(rank=2, modules_to_save=["backbone.embedding"]), tiny()),
+        (METHODS["lora"](target_modules=["qkv", "ffn"]), tiny()),
+        (METHODS["idpt"](layer=-1, target_modules=["nowhere"]), tiny("vit")),
+    ):
+        expected = logits(task, batch(task))
+        modules, parts = dict(task.named_modules()), dict(vars(task))
+        flags = {name: p.requires_grad for name, p in task.named_parameters()}
+        with pytest.raises(UserError):
+            adapt(task, config)
+        assert {name: id(m) for name, m in task.named_modules()} == {name: id(m) for name, m in modules.items()}
+        assert vars(task) == parts and {name: p.requires_grad for name, p in task.named_parameters()} == flags
+        assert torch.equal(logits(task, batch(task)), expected)
+
+
 def test_a_failing_config_leaves_the_model_as_it_was():
     class Broken(NestedConfig):
         def adapter(self, frozen, site, shared):
@@ -167,18 +185,60 @@ def test_a_truncated_adapter_file_is_an_error(tmp_path):
     save_file({**state, "base_model.model.backbone.gem_adapter.more": state[gone].clone()}, file)
     with pytest.raises(UserError, match="1 unknown"):
         load_adapted(tiny(), tmp_path)
-    for damaged in (tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"):
-        damaged.write_bytes(damaged.read_bytes()[:20])
-        with pytest.raises(UserError, match="is damaged"):
-            load_adapted(tiny(), tmp_path)
-        save_file(state, file)
 
 
-def test_adapter_of_another_method_or_size_is_an_error(tmp_path):
+DAMAGED = {
+    "adapter_config.json": (b"", b'{"peft_type": "GE', b"[]", b"{}", b"\xff\xfe", b'{"peft_type": "NOPE"}'),
+    "adapter_model.safetensors": (b"", b"abc" * 99),
+}
+
+
+@pytest.mark.parametrize("method", ["gem", "lora"])
+def test_a_damaged_adapter_is_named_in_one_sentence_and_changes_nothing(tmp_path, method):
+    """By whichever door it comes in."""
+    adapt(tiny(), METHODS[method]()).save_pretrained(tmp_path)
+    model = adapt(tiny(), METHODS[method]()).eval()
+    expected = logits(model, batch())
+    for name, contents in DAMAGED.items():
+        whole = (tmp_path / name).read_bytes()
+        for content in (*contents, whole[:-10]):
+            (tmp_path / name).write_bytes(content)
+            for load in (lambda: load_adapted(tiny(), tmp_path), lambda: model.load_adapter(tmp_path, "site-b")):
+                with pytest.raises(UserError, match=f"{name} is damaged .*: use another checkpoint"):
+                    load()
+        (tmp_path / name).write_bytes(whole)
+    assert list(model.peft_config) == ["default"] and torch.equal(logits(model, batch()), expected)
+
+
+@pytest.mark.parametrize("method", ["gem", "lora"])
+def test_an_adapter_that_does_not_fit_is_left_out_again(tmp_path, method):
+    from safetensors.torch import load_file, save_file
+
+    adapt(tiny(), METHODS[method]()).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    model = adapt(tiny(), METHODS[method]()).eval()
+    expected, names = logits(model, batch()), list(model.state_dict())
+    inner = next(k for k in state if "lora_A" in k or "gem_adapter" in k)
+    for changed in (
+        {k: v for k, v in state.items() if not k.endswith("head.weight")},
+        {k: v for k, v in state.items() if k != inner},
+        {**state, inner: torch.ones(3, 7)},
+    ):
+        save_file(changed, file)
+        for load in (lambda: load_adapted(tiny(), tmp_path), lambda: model.load_adapter(tmp_path, "site-b")):
+            with pytest.raises(UserError, match="does not fit this model"):
+                load()
+        assert list(model.state_dict()) == names and torch.equal(logits(model, batch()), expected)
+    save_file(state, file)
+    model.load_adapter(tmp_path, "site-b")
+
+
+def test_adapter_of_another_size_is_an_error(tmp_path):
     adapt(tiny(), GEMConfig(rank=2)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "rank": 3}))
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(UserError, match="size mismatch"):
         load_adapted(tiny(), tmp_path)
 
 

@@ -323,3 +323,11 @@ def test_wrong_options_are_named(options):
 def test_tokens_without_centres_are_refused():
     with pytest.raises(UserError, match="centres"):
         token_basis(tokens().but(center=None), Settings((0,)))
+
+
+def test_chunks_are_cut_without_asking_the_device():
+    """Meta stands for a GPU: what would wait for values fails on it."""
+    order, counts = torch.arange(11), [5, 0, 6]
+    expected = chunks(order, counts, 4)
+    assert expected[2].tolist() == [4, 1, 4, 2]
+    assert [t.shape for t in chunks(order.to("meta"), counts, 4)] == [t.shape for t in expected]

@@ -311,3 +311,10 @@ def test_official_start_is_no_identity():
 def test_wrong_options_are_named(options):
     with pytest.raises(UserError, match=next(iter(options))):
         PointTPAConfig(**options)
+
+
+def test_patches_are_cut_without_asking_the_device():
+    """Meta stands for a GPU: what would wait for values fails on it."""
+    order = torch.arange(11, device="meta")
+    for mode in ("num", "length"):
+        assert Grouping(3, mode).cut(order, order, [5, 6]).group.is_meta

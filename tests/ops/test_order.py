@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pointadapt.errors import UserError
-from pointadapt.ops.order import CURVES, curve_code, curve_order, depth_of, interleave
+from pointadapt.ops.order import CURVES, cloud_code, curve_code, curve_order, depth_of, depths, interleave
 from pointadapt.point import Point, collate
 from scenes import cloud
 
@@ -82,3 +82,14 @@ def test_a_cloud_too_wide_says_so():
 def test_unknown_curve():
     with pytest.raises(ValueError, match="hilbert"):
         curve_code(cube(1), 1, "peano")
+
+
+def test_all_curves_of_a_level_ask_the_device_once():
+    """Meta stands for a GPU: what would wait for values fails on it."""
+    point = collate([cloud(40, 6), cloud(20, 30, seed=1)])
+    elsewhere = point.to("meta")
+    elsewhere.cache.update(counts=point.counts, depths=depths(point).to("meta"), deepest=5)
+    for curve in CURVES:
+        assert cloud_code(elsewhere, curve).is_meta
+        cloud_code(point, curve)
+    assert point.cache["deepest"] == 5

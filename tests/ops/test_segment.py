@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from pointadapt.ops.segment import segment_max, segment_mean
@@ -22,3 +23,10 @@ def test_gradients():
     index = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 2])
     assert torch.autograd.gradcheck(lambda f: segment_max(f, index, 3), feat)
     assert torch.autograd.gradcheck(lambda f: segment_mean(f, index, 3), feat)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_16_bit_features_are_added_up_in_float32(dtype):
+    feat, index = torch.full((5000, 2), 100.0, dtype=dtype), torch.zeros(5000, dtype=torch.long)
+    found = segment_mean(feat, index, 1)
+    assert found.dtype == dtype and found.tolist() == [[100.0, 100.0]]  # the sum is beyond float16

@@ -102,3 +102,13 @@ def test_autocast_computes_low_and_gives_low():
         out = conv(point)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), conv(point), atol=5e-2, rtol=5e-2)
+
+
+def test_taps_are_added_up_in_float32():
+    grid = torch.tensor(list(product(range(5), repeat=3)))
+    point = Point(grid.float(), torch.ones(125, 9), torch.tensor([125]), grid)
+    feat = point.feat.bfloat16().requires_grad_()
+    out = subm_conv(feat, torch.ones(9, 5, 5, 5, 9, dtype=torch.bfloat16), None, neighbors(point, 5))
+    out.backward(torch.ones_like(out))
+    exact = torch.tensor(125 * 9.0).bfloat16()  # one by one the numbers added are rounded, by up to an eighth
+    assert out[62, 0] == exact and feat.grad[62, 0] == exact

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pointadapt.ops.strided_conv import DownConv3d, UpConv3d, coarsen, links, tap_conv
+from pointadapt.ops.sparse_conv import tap_conv
+from pointadapt.ops.strided_conv import DownConv3d, UpConv3d, coarsen, links
 from pointadapt.point import Point, collate
 from scenes import cloud
 

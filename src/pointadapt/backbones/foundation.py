@@ -196,8 +196,8 @@ class Foundation(Backbone):
                class token in front would see nothing and results would depend on the order of the tokens
     positions  rotary positions: "none" (default, free of order) or "index"
 
-    Always in eval mode, whatever :meth:`train` says: BERT and GPT-2 carry dropout in their configs. The pooler is not
-    used. LoRA's slots: qkv, proj, fc1, fc2 are the Linear layers (GPT-2: Conv1D) of all families.
+    Its parts are always in eval mode, whatever :meth:`train` says: BERT and GPT-2 carry dropout in their configs. The
+    pooler is not used. LoRA's slots: qkv, proj, fc1, fc2 are the Linear layers (GPT-2: Conv1D) of all families.
     Raises UserError for an architecture that is not in FAMILIES.
     """
 
@@ -240,12 +240,11 @@ class Foundation(Backbone):
             Block(layer, channels, family.causal, attention, rotary, positions)
             for layer in model.get_submodule(family.blocks).children()
         )
-        self.depth = len(self.blocks)
         self.final_norm = Norm(inside(model, family.leave), channels)
         self.depth = len(self.blocks)
         self.config = FoundationConfig(config.model_type, channels, self.depth, attention, positions)
         self.requires_grad_(False)
-        self.still = list(self.modules())  # what adapters bring later is not in it
+        self.still = list(self.modules())[1:]  # what adapters bring later is not in it
         self.eval()
 
     def forward(self, point: Point) -> Tokens:  # type: ignore[override]

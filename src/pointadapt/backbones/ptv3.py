@@ -21,8 +21,9 @@ from pointadapt.ops.attention import window_attention, windows
 from pointadapt.ops.frozen import by_rows, no_graph
 from pointadapt.ops.levels import Levels
 from pointadapt.ops.order import cloud_code, cloud_depths, depths
-from pointadapt.ops.segment import segment_max, segment_mean
+from pointadapt.ops.segment import segment_max
 from pointadapt.ops.sparse_conv import SubMConv3d
+from pointadapt.ops.voxel import cloud_key, merge
 from pointadapt.point import Point
 
 
@@ -278,22 +279,12 @@ class Pooling(nn.Module):
             cache["depths"] = depth - shift
         else:
             grid = point.grid_coord.long() // self.stride
-            extent = grid.amax(0) + 1 if len(grid) else grid.new_ones(3)
-            key = ((point.batch * extent[0] + grid[:, 0]) * extent[1] + grid[:, 1]) * extent[2] + grid[:, 2]
-        values, inverse = torch.unique(key, return_inverse=True)
-        pooled = len(values)
-        member = torch.empty(pooled, dtype=torch.long, device=key.device)
-        member[inverse] = torch.arange(len(key), device=key.device)  # any member: all share cloud and voxel
-        counts = torch.bincount(point.batch[member], minlength=point.num_clouds)
-        child = Point(
-            coord=segment_mean(point.coord, inverse, pooled),
-            feat=segment_max(self.proj(point.feat), inverse, pooled),
-            grid_coord=grid[member],
-            offset=counts.cumsum(0),
-            condition=point.condition,
-            grid_size=None if point.grid_size is None else point.grid_size * self.stride,
+            key, _ = cloud_key(grid, point.batch)
+        child = merge(point, key, grid, self.stride)
+        assert child.pooling_inverse is not None
+        child = child.but(
+            feat=segment_max(self.proj(point.feat), child.pooling_inverse, len(child)),
             parent=point,
-            pooling_inverse=inverse,
             extra=with_state(point, conv_feat=None).extra,
             cache=cache,
         )

@@ -129,7 +129,7 @@ class Rotary(nn.Module):
         """Turn queries and keys of qkv [N, 3C] by angles coord * inv_freq; values stay."""
         angle = coord[:, :, None].float() * self.inv_freq  # [N, 3, D / 6]
         angle = torch.cat([angle, angle], 2).flatten(1)[:, None, None]  # [N, 1, 1, D]
-        parts = qkv.view(len(qkv), 3, heads, -1)
+        parts = qkv.view(len(qkv), 3, heads, qkv.shape[1] // (3 * heads))  # -1 would fail on no points
         turned, values = parts[:, :2], parts[:, 2:]
         pairs = turned.unflatten(-1, (3, 2, -1))  # [..., axis, half, D / 6]
         rotated = torch.stack([-pairs[..., 1, :], pairs[..., 0, :]], -2).flatten(-3)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,15 +52,9 @@ def list_items(dataset: ObjectSet, source: str) -> list[Item]:
     """All shapes of one source. Raises UserError where it is missing, empty, or of no known class."""
     name, within = taken_apart(dataset.folder, source)
     path = dataset.folder / name
-    if path.is_dir():
-        files = walk(path)
-        if not files:
-            raise UserError(f"{path}: no shapes in this folder; supported are {', '.join(SHAPES)}")
+    files = listed_files(dataset, path)
+    if files is not None:
         return [file_item(dataset, file) for file in files]
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, which {dataset.file} lists in its splits")
-    if path.suffix.lower() == ".json" or is_name_list(path):
-        return [file_item(dataset, named_file(dataset, path, entry)) for entry in read_names(path)]
     if path.suffix.lower() in ENDINGS and holds_shapes(path):
         return array_items(dataset, name, path, within)
     if not is_shape(path):
@@ -67,6 +62,49 @@ def list_items(dataset: ObjectSet, source: str) -> list[Item]:
             f"{path}: unknown format {path.suffix!r}; shapes are {', '.join(SHAPES)} or {', '.join(ENDINGS)}"
         )
     return [file_item(dataset, path)]
+
+
+def listed_files(dataset: ObjectSet, path: Path) -> list[Path] | None:
+    """The files that a folder holds, or a list names; None for a file that is no list. Raises UserError for others."""
+    if path.is_dir():
+        files = walk(path)
+        if not files:
+            raise UserError(f"{path}: no shapes in this folder; supported are {', '.join(SHAPES)}")
+        return files
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, which {dataset.file} lists in its splits")
+    if path.suffix.lower() == ".json" or is_name_list(path):
+        return [named_file(dataset, path, entry) for entry in read_names(path)]
+    return None
+
+
+def in_two_splits(dataset: ObjectSet) -> tuple[str, str, str] | None:
+    """(file, split, another) of the first file that two splits list, by whatever path or link; no array is read."""
+    owners: dict[str, list[tuple[str, str]]] = {}  # real file -> (what is meant in it, split)
+    folders: dict[Path, str] = {}
+    for split, sources in dataset.splits.items():
+        for source in sources:
+            name, within = taken_apart(dataset.folder, source)
+            path = dataset.folder / name
+            with suppress(UserError):  # what cannot be listed is told when it is used
+                for file in listed_files(dataset, path) or [path]:
+                    if file.parent not in folders:
+                        folders[file.parent] = os.path.realpath(file.parent)
+                    real = (
+                        os.path.realpath(file) if file.is_symlink() else os.path.join(folders[file.parent], file.name)
+                    )
+                    here = owners.setdefault(real, [])
+                    for meant, other in here:
+                        if other != split and is_part(within, meant):
+                            return str(file), other, split
+                    if (within, split) not in here:
+                        here.append((within, split))
+    return None
+
+
+def is_part(one: str, other: str) -> bool:
+    """Whether two things meant in an array file share shapes: ``train/3``, ``train`` and all of it do."""
+    return f"{one}/".startswith(f"{other}/" if other else "") or f"{other}/".startswith(f"{one}/" if one else "")
 
 
 def taken_apart(folder: Path, source: str) -> tuple[str, str]:

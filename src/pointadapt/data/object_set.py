@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pointadapt.data.object_files import Item, list_items, taken_apart
+from pointadapt.data.object_files import Item, in_two_splits, list_items, taken_apart
 from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, sorted_rows, unit_sphere
 from pointadapt.data.scans import SPLITS, YAML, check_keys, check_text, one_of, repeated, whole, wrong
 from pointadapt.data.transforms import Sample
@@ -142,10 +142,22 @@ class ObjectSet:
         return self.tests[split] if split in self.tests else self.splits.get(split, ())
 
     def items(self, split: str) -> list[Item]:
-        """The shapes of a split, in the order of its sources. Raises UserError where a shape has no known class."""
+        """The shapes of a split, in the order of its sources. Raises UserError where a shape has no known class, and
+        for a file that two splits list."""
+        if self._shared:
+            file, one, other = self._shared
+            raise UserError(
+                f"{self.file}: {file} is both in {one} and in {other} of `splits`; take it out of one, a shape learned "
+                "from cannot be a test as well"
+            )
         if self.holdout and not self.splits.get("val") and split in ("train", "val"):
             return self._held_out()[split]
         return [item for source in self.sources(split) for item in list_items(self, source)]
+
+    @cached_property
+    def _shared(self) -> tuple[str, str, str] | None:
+        """Once: it lists the files of all splits."""
+        return in_two_splits(self)
 
     def paths(self, split: str) -> list[Path]:
         """Files that the shapes of a split come from, each once."""

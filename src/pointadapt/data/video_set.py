@@ -54,7 +54,8 @@ class VideoSet:
     step           frames of the video from one frame of a clip to its next
     stride         frames from one clip's start to the next one's in evaluation; 0: one clip behind the other, the
                    last one pulled back to the video's end
-    merge          frames of the files that are joined into one, for sparse sensors such as radar
+    merge          frames of the files that are joined into one, for sparse sensors such as radar; the last ones of a
+                   video that fill no group are left out
     points         points of a frame that the model sees; a frame of fewer gives all it has
     columns        which columns of arrays are x, y and z
     box            axis -> [low, high] in the files' units and axes; points outside are left out

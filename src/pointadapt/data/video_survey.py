@@ -15,7 +15,7 @@ from pointadapt.data.video_set import VideoSet
 COMMENTS = {
     "frames": "Frames of a clip, the frames from one of them to the next, and from one clip's start to the next one's\n"
     "# in evaluation (0: one clip behind the other).",
-    "merge": "Frames of the files that are joined into one, for sparse sensors.",
+    "merge": "Frames of the files that are joined into one, for sparse sensors; those left over at the end go.",
     "points": "Points of a frame that the model sees.",
     "columns": "Which columns of arrays are x, y and z.",
     "box": "Limits per axis in the files' units and axes, {x: [low, high]}; points outside are left out.",
@@ -65,6 +65,12 @@ def video_warnings(layout: VideoLayout) -> list[str]:
         seen = counted(dataset, found["train"])
         notes += lacking("video", [name for name in dataset.classes if not seen[name]])
     for split, videos in found.items():
+        cut = sum(video.length % dataset.merge > 0 for video in videos)
+        if cut:
+            notes.append(
+                f"`merge: {dataset.merge}` leaves out the last frames of {cut} of {len(videos)} videos of {split}, "
+                "which fill no group"
+            )
         short = sum(video.length // dataset.merge < dataset.span for video in videos)
         if short:
             fate = "are left out" if dataset.short_video == "drop" else "show their last frame again"

@@ -20,12 +20,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import peft
 from peft import PeftConfig, PeftModel, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -53,8 +55,9 @@ from pointadapt.ops.batchnorm import keep_still
 
 #: Method name -> config class; each file of this folder adds its own.
 METHODS: dict[str, type[PeftConfig]] = {}
-#: The file of an adapter's weights, and the key in it of what its head knows of the backbone.
-WEIGHTS, FINGERPRINT = "adapter_model.safetensors", "base_model.model.head.fingerprint"
+#: An adapter's files, and the key in the second of what its head knows of the backbone.
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FINGERPRINT = "base_model.model.head.fingerprint"
 #: What most methods need of a backbone.
 NEEDS_TRANSFORMER = "blocks of attention and feed-forward branches, which a convolutional network does not have"
 
@@ -235,7 +238,8 @@ def resolve(model: nn.Module, modules: dict[str, nn.Module], config: Any) -> Non
 
 
 class Adapted(PeftModel):
-    """A PeftModel whose ``print_trainable_parameters`` also says what the active method counts."""
+    """A PeftModel whose ``print_trainable_parameters`` also says what the active method counts, and which takes in
+    whole adapters or none."""
 
     def print_trainable_parameters(self) -> None:
         super().print_trainable_parameters()
@@ -244,6 +248,42 @@ class Adapted(PeftModel):
         if found:
             print(" || ".join(f"{k}: {v:,d}" if isinstance(v, int) else f"{k}: {v:.2f}" for k, v in found.items()))
 
+    def load_adapter(self, model_id: str | os.PathLike, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        """peft's. Raises UserError for a folder with a damaged adapter, or one that does not fit the model."""
+        subfolder = kwargs.get("subfolder")
+        folder = os.path.join(model_id, subfolder) if subfolder else model_id
+        if os.path.isdir(folder):  # anything else is the name of an adapter on the hub
+            check_files(folder)
+        is_new = adapter_name not in self.peft_config
+        try:
+            with fitting(folder):
+                found = super().load_adapter(model_id, adapter_name, *args, **kwargs)
+                if found.missing_keys:  # peft merely warns
+                    raise KeyError(found.missing_keys[0])
+        except Exception:
+            if is_new and adapter_name in self.peft_config:  # with random weights
+                self.delete_adapter(adapter_name)
+            raise
+        return found
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Gives every module its children, attributes and flags back when the block fails."""
+    modules = [(vars(m), dict(vars(m)), dict(m._modules)) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for state, attributes, children in modules:
+            state.clear()
+            state.update(attributes)
+            state["_modules"].clear()
+            state["_modules"].update(children)
+        for parameter, requires_grad in flags:
+            parameter.requires_grad = requires_grad
+        raise
+
 
 def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftModel:
     """``peft.get_peft_model`` for a task model: frozen backbone + adapters + trained head.
@@ -251,7 +291,7 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
     model   a task model (``.backbone``, ``.head``), changed in place, or a bare backbone
     config  one of METHODS, or any peft config; slot names in its ``target_modules`` are resolved. It is copied.
     Fresh parts of the backbone (a decoder that no checkpoint filled) are trained in full as well.
-    Raises UserError when nothing matches the targets, or the head would stay frozen.
+    Raises UserError when nothing matches the targets, or the head would stay frozen; the model is then as it was.
     """
     if isinstance(model, PeftModel):
         raise UserError("this model is adapted already: add a further adapter with model.add_adapter(name, config)")
@@ -264,22 +304,64 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
     if not isinstance(config, AdapterConfig):
         resolve(model, modules, config)
         check_names(adapter_name, f"{config.peft_type.lower()}_", modules, [])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*should not be contained in the prefix.*")
-        try:
-            adapted = peft.get_peft_model(model, config, adapter_name=adapter_name)
-        except ValueError as error:
-            if isinstance(error, UserError) or isinstance(config, AdapterConfig):
-                raise
-            told = str(error).partition(". ")[0]
-            raise UserError(f"{told}; the backbone's slots are: {', '.join(slots_of(model)) or 'none'}") from error
-    adapted.__class__ = Adapted
-    config.base_model_name_or_path = None  # see Recorded
-    keep_still(model)
-    head = getattr(model, "head", None)
-    if isinstance(head, nn.Module) and not any(p.requires_grad for p in head.parameters()):
-        raise UserError(f"the head is not trained: put 'head' into modules_to_save (it is {config.modules_to_save})")
+    with all_or_nothing(model):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*should not be contained in the prefix.*")
+            try:
+                adapted = peft.get_peft_model(model, config, adapter_name=adapter_name)
+            except ValueError as error:
+                if isinstance(error, UserError) or isinstance(config, AdapterConfig):
+                    raise
+                told = str(error).partition(". ")[0]
+                raise UserError(f"{told}; the backbone's slots are: {', '.join(slots_of(model)) or 'none'}") from error
+        adapted.__class__ = Adapted
+        config.base_model_name_or_path = None  # see Recorded
+        keep_still(model)
+        head = getattr(model, "head", None)
+        if isinstance(head, nn.Module) and not any(p.requires_grad for p in head.parameters()):
+            raise UserError(
+                f"the head is not trained: put 'head' into modules_to_save (it is {config.modules_to_save})"
+            )
     return adapted
+
+
+def check_files(folder: str | os.PathLike) -> None:
+    """Raise UserError when an adapter's folder lacks a file, or one of them cannot be read."""
+    for name in (CONFIG, WEIGHTS):
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise UserError(f"{folder} holds no adapter: {name} is missing; give the folder that save_pretrained wrote")
+    file = os.path.join(folder, CONFIG)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = json.load(stream)
+        method = content.get("peft_type") if isinstance(content, dict) else None
+        if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            raise ValueError(f"{method!r} is no method, or its code is not imported")
+        with warnings.catch_warnings(action="ignore"):  # said once is enough, when the adapter is loaded
+            PeftConfig.from_pretrained(os.fspath(folder))
+        file = os.path.join(folder, WEIGHTS)
+        with safe_open(file, "pt"):
+            pass
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{file} is damaged ({error}): use another checkpoint, or train again") from error
+
+
+@contextmanager
+def fitting(folder: str | os.PathLike) -> Iterator[None]:
+    """Turns what peft and PyTorch say of tensors and settings that do not fit the model into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        mismatch = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if type(error) is RuntimeError and not mismatch:
+            raise
+        told = f"{error} is missing" if isinstance(error, KeyError) else (mismatch or [str(error)])[0]
+        raise UserError(
+            f"the adapter in {folder} does not fit this model ({told.rstrip('.')}): load it onto the backbone it was "
+            "trained on, or use another checkpoint"
+        ) from error
 
 
 def check_backbone(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -298,14 +380,10 @@ def load_adapted(
 
     Raises UserError when the folder holds no adapter, a damaged one, or one of another backbone or class list.
     """
-    for name in ("adapter_config.json", WEIGHTS):
-        if not os.path.isfile(os.path.join(folder, name)):
-            raise UserError(f"{folder} holds no adapter: {name} is missing; give the folder that save_pretrained wrote")
-    try:
-        check_backbone(model, folder)
+    check_files(folder)
+    check_backbone(model, folder)
+    with fitting(folder):
         adapted = Adapted.from_pretrained(model, os.fspath(folder), adapter_name=adapter_name, is_trainable=trainable)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} is damaged ({error}): use another checkpoint, or train again") from error
     adapted.peft_config[adapter_name].base_model_name_or_path = None  # see Recorded
     keep_still(adapted)
     return adapted

@@ -42,7 +42,8 @@ class PAE(nn.Module):
     @property
     def is_idle(self) -> bool:
         """Whether its tokens are the frozen tokenizer's: all that starts at zero is there still."""
-        return not any(bool(value.any()) for last in (self.move, self.up) for value in (last.weight, last.bias))
+        zeros = [value.any() for last in (self.move, self.up) for value in (last.weight, last.bias)]
+        return not bool(torch.stack(zeros).any())  # asked in every pass: waits for the device once, not four times
 
     @staticmethod
     def observe(tokenizer: Any, groups: Sequence[Tensor], here: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.sites import Site, width
 from pointadapt.ops.order import curve_order, interleave
+from pointadapt.ops.segment import segment_count
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
 
@@ -224,18 +225,19 @@ def chunks(order: Tensor, counts: list[int], length: int) -> tuple[Tensor, Tenso
     Returns index [P, length], position [M] (see :class:`Graphs`) and the number of nodes of each piece [P].
     """
     device = order.device
+    total = sum(-(-count // length) for count in counts)  # on the host, which would else wait for the device
     clouds = torch.tensor(counts, device=device)
     pieces = (clouds + length - 1) // length
-    first = clouds.cumsum(0) - clouds
-    place = torch.arange(len(order), device=device) - torch.repeat_interleave(first, clouds)
-    piece = torch.repeat_interleave(pieces.cumsum(0) - pieces, clouds) + place // length
+    first = torch.stack([clouds.cumsum(0) - clouds, pieces.cumsum(0) - pieces])
+    first_row, first_piece = first.repeat_interleave(clouds, 1, output_size=len(order))
+    place = torch.arange(len(order), device=device) - first_row
+    piece = first_piece + place // length
     slot = piece * length + place % length
-    index = order.new_zeros(int(pieces.sum()) * length)
+    index = order.new_zeros(total * length)
     index[slot] = order
     position = torch.empty_like(order)
     position[order] = slot
-    sizes = torch.bincount(piece, minlength=len(index) // length)
-    return index.view(-1, length), position, sizes
+    return index.view(-1, length), position, segment_count(piece, total)
 
 
 def morton_order(center: Tensor, released: bool) -> Tensor:
@@ -278,8 +280,9 @@ def laplacian(coord: Tensor, real: Tensor, nearest: float) -> Tensor:
 
     coord    [P, L, 3] nodes; ``real`` [P, L] says which are any
     nearest  smaller distances count as this one; duplicates weigh like the nearest pair
-    Nodes that are none have no edges and eigenvalue 4, behind all others. A millionth on the diagonal, rising along
-    the nodes, gives symmetric neighbourhoods (of a regular grid) one basis on every device.
+    Nodes that are none have no edges and eigenvalue 4, behind all others. Up to a millionth on the diagonal, rising
+    along the nodes, leaves symmetric neighbourhoods (of a regular grid) less choice of a basis; float32 rounds it to
+    nine steps, so that nodes of one step stay alike and devices may still differ.
     """
     coord = coord.double()
     distance = torch.zeros(coord.shape[0], coord.shape[1], coord.shape[1], dtype=torch.float64, device=coord.device)

@@ -17,6 +17,7 @@ from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.sites import Site, width
 from pointadapt.ops.order import curve_order
+from pointadapt.ops.segment import segment_count
 from pointadapt.point import Point
 
 
@@ -167,7 +168,7 @@ class Grouping:
             else:
                 parts = -(-n // length)
                 group = position // length
-            points = torch.bincount(group, minlength=parts)
+            points = segment_count(group, parts)
             groups.append(taken + group)
             lengths.append(points)
             divisors.append(torch.full_like(points, length) if length and self.rule == "official" else points)

@@ -67,8 +67,8 @@ def take_clouds(point: Point, clouds: Tensor) -> Point:
     ends = counts.cumsum(0)
     length = counts[clouds]
     within = torch.arange(int(length.sum()), device=clouds.device)
-    within = within - (length.cumsum(0) - length).repeat_interleave(length)
-    rows = (ends - counts)[clouds].repeat_interleave(length) + within
+    within = within - (length.cumsum(0) - length).repeat_interleave(length, output_size=len(within))
+    rows = (ends - counts)[clouds].repeat_interleave(length, output_size=len(within)) + within
     cut = {name: getattr(point, name)[rows] for name in PER_POINT if getattr(point, name) is not None}
     number = point.num_clouds
     extra = {

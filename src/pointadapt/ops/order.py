@@ -15,10 +15,10 @@ CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
 MAX_DEPTH = 20  # 3 * 20 bits and the sign fit an int64
 
 
-def curve_code(grid_coord: Tensor, depth: Tensor | int, curve: str) -> Tensor:
+def curve_code(grid_coord: Tensor, depth: Tensor | int, curve: str, deepest: int | None = None) -> Tensor:
     """[N] int64 position of each voxel along a curve over a cube of 2**depth voxels a side.
 
-    grid_coord [N, 3] int in [0, 2**depth); depth an int or one per voxel [N].
+    grid_coord [N, 3] int in [0, 2**depth); depth an int or one per voxel [N], ``deepest`` the largest if it is known.
     Raises ValueError for an unknown curve.
     """
     if curve not in CURVES:
@@ -30,7 +30,9 @@ def curve_code(grid_coord: Tensor, depth: Tensor | int, curve: str) -> Tensor:
         return interleave(x, y, z)
     depth = torch.as_tensor(depth, device=x.device)
     axes = [x, y, z]
-    for bit in range(int(depth.max()) - 1 if depth.numel() else -1, -1, -1):  # Skilling's transform
+    if deepest is None:
+        deepest = int(depth.max()) if depth.numel() else 0
+    for bit in range(deepest - 1, -1, -1):  # Skilling's transform
         low = (depth > bit).long() * ((1 << bit) - 1)  # bits above a cloud's own depth must not turn the axes
         for d in range(3):
             is_set = (axes[d] >> bit & 1).bool()
@@ -94,11 +96,12 @@ def cloud_code(point: Point, curve: str) -> Tensor:
 
     def make() -> Tensor:
         depth = depths(point)
-        shift = 3 * int(depth.max())
+        deepest = point.remember("deepest", lambda: int(depth.max()))  # for all curves: it waits for the device
+        shift = 3 * deepest
         if shift + point.num_clouds.bit_length() > 63:
             raise UserError(f"{point.num_clouds} clouds of curve depth {shift // 3} do not fit: use a smaller batch")
         assert point.grid_coord is not None
-        return point.batch << shift | curve_code(point.grid_coord, depth[point.batch], curve)
+        return point.batch << shift | curve_code(point.grid_coord, depth[point.batch], curve, deepest)
 
     return point.remember(("code", curve), make)
 

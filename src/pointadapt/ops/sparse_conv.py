@@ -17,9 +17,11 @@ from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pointadapt.errors import UserError
 from pointadapt.ops.tap_map import TapMap
+from pointadapt.ops.voxel import cloud_key
 from pointadapt.point import Point
 
 #: One entry per off-centre tap that any voxel has: (tap index in k^3, rows written, rows read).
@@ -93,11 +95,7 @@ def make_neighbors(point: Point, kernel_size: int) -> Neighbors:
     if len(grid) == 0:
         return []
     radius = kernel_size // 2
-    grid = grid.long() - grid.long().amin(0)
-    extent = grid.amax(0) + 1 + radius  # one margin between rows of voxels is enough: keys then never wrap
-    strides = torch.stack([extent[1] * extent[2], extent[2], torch.ones_like(extent[2])])
-    cloud_size = int((extent[0] * strides[0]).item())
-    key = point.batch * cloud_size + (grid * strides).sum(1)  # [N]
+    key, strides = cloud_key(grid, point.batch, radius)
     sorted_key, rows = key.sort(stable=True)
     duplicates = bool((sorted_key[1:] == sorted_key[:-1]).any())
     taps = list(product(range(-radius, radius + 1), repeat=3))
@@ -117,55 +115,79 @@ def make_neighbors(point: Point, kernel_size: int) -> Neighbors:
     return found
 
 
-def add_taps(out: Tensor, feat: Tensor, taps: Tensor, pairs: Neighbors) -> Tensor:
-    """Add the off-centre taps [out, k^3, in] to ``out``, in blocks of rows with two buffers that stay in the cache."""
+def add_taps(out: Tensor, feat: Tensor, taps: Tensor, pairs: Neighbors) -> None:
+    """Add what the taps [out, k^3, in] make of feat to ``out``, on a CPU in blocks with buffers that stay in its cache.
+
+    ``out`` is float32 at least: sums of 16-bit numbers would lose what further taps add.
+    """
+    if feat.device.type != "cpu" or torch.compiler.is_compiling():
+        for tap, written, read in pairs:
+            out.index_add_(0, written, (feat.index_select(0, read) @ taps[:, tap].T).to(out.dtype))
+        return
     most = min(ROWS, max((len(written) for _, written, _ in pairs), default=0))
-    gathered, product = feat.new_empty(most, feat.shape[1]), out.new_empty(most, out.shape[1])
+    gathered, product = feat.new_empty(most, feat.shape[1]), feat.new_empty(most, out.shape[1])
     for tap, written, read in pairs:
         weight = taps[:, tap].T
         for part, into in zip(read.split(ROWS), written.split(ROWS), strict=True):
             rows = torch.index_select(feat, 0, part, out=gathered[: len(part)])
-            out.index_add_(0, into, torch.mm(rows, weight, out=product[: len(part)]))
-    return out
+            out.index_add_(0, into, torch.mm(rows, weight, out=product[: len(part)]).to(out.dtype))
 
 
-class SubmConvFunction(torch.autograd.Function):
-    """Gather, GEMM, scatter per tap. Keeps only its inputs for the backward pass."""
+def start(feat: Tensor, taps: Tensor, rows: int | None) -> Tensor:
+    """What :func:`add_taps` adds to: zeros [rows, out], or the centre tap of each row's own features."""
+    wide = torch.promote_types(feat.dtype, torch.float32)
+    if rows is None:
+        return (feat @ taps[:, taps.shape[1] // 2].T).to(wide)
+    return feat.new_zeros(rows, len(taps), dtype=wide)
+
+
+class PairConvolution(torch.autograd.Function):
+    """Gather, GEMM, scatter per tap onto ``rows`` rows. Keeps only its inputs for the backward pass.
+
+    rows None: onto those of the input, each of which reads itself through the centre tap, which ``pairs`` lack.
+    """
 
     @staticmethod
-    def forward(ctx, feat: Tensor, weight: Tensor, pairs: Neighbors) -> Tensor:  # type: ignore[override]
+    def forward(ctx, feat: Tensor, weight: Tensor, pairs: Neighbors, rows: int | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(feat if ctx.needs_input_grad[1] else None, weight)  # a frozen weight asks for no input
-        ctx.pairs = pairs
+        ctx.pairs, ctx.sources = pairs, None if rows is None else len(feat)
         taps = weight.flatten(1, 3)  # [out, k^3, in]
-        out = feat @ taps[:, taps.shape[1] // 2].T
-        if feat.device.type == "cpu" and not torch.compiler.is_compiling():
-            return add_taps(out, feat, taps, pairs)
-        for tap, written, read in pairs:
-            out.index_add_(0, written, feat.index_select(0, read) @ taps[:, tap].T)
-        return out
+        out = start(feat, taps, rows)
+        add_taps(out, feat, taps, pairs)
+        return out.to(feat.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         feat, weight = ctx.saved_tensors
         taps = weight.flatten(1, 3)
-        centre = taps.shape[1] // 2
         grad_feat = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_feat = grad @ taps[:, centre]
-            for tap, written, read in ctx.pairs:
-                grad_feat.index_add_(0, read, grad.index_select(0, written) @ taps[:, tap])
+            back = taps.transpose(0, 2)  # [in, k^3, out]
+            total = start(grad, back, ctx.sources)
+            add_taps(total, grad, back, [(tap, read, written) for tap, written, read in ctx.pairs])
+            grad_feat = total.to(grad.dtype)
         if ctx.needs_input_grad[1]:
             grad_taps = torch.zeros_like(taps)
-            grad_taps[:, centre] = grad.T @ feat
+            if ctx.sources is None:
+                grad_taps[:, taps.shape[1] // 2] = grad.T @ feat
             for tap, written, read in ctx.pairs:
                 grad_taps[:, tap] = grad.index_select(0, written).T @ feat.index_select(0, read)
             grad_weight = grad_taps.view_as(weight)
-        return grad_feat, grad_weight, None
+        return grad_feat, grad_weight, None, None
 
 
 def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap) -> Tensor:
-    """[N, out]: submanifold convolution of feat [N, in] with weight [out, k, k, k, in] over :func:`neighbors`.
+    """[N, out]: submanifold convolution of feat [N, in] with weight [out, k, k, k, in] over :func:`neighbors`."""
+    return tap_conv(feat, weight, bias, pairs)
 
+
+def tap_conv(
+    feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap, rows: int | None = None
+) -> Tensor:
+    """[rows, out] of feat [N, in], weight [out, k, k, k, in] and pairs (tap, rows written, rows read).
+
+    rows  None: a submanifold convolution, whose pairs lack the centre tap
     Under autocast it computes in the autocast type, as a linear layer does.
     """
     device = feat.device.type
@@ -173,13 +195,13 @@ def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbor
         if torch.is_autocast_enabled(device):
             feat = feat.to(torch.get_autocast_dtype(device))
         if feat.dtype != torch.float64:
-            from pointadapt.ops.triton_conv import tap_conv
+            from pointadapt.ops import triton_conv
 
-            return tap_conv(feat, weight, bias, pairs)  # casts the weight itself
+            return triton_conv.tap_conv(feat, weight, bias, pairs)  # casts the weight itself
         pairs = pairs.as_pairs()
     if torch.is_autocast_enabled(device):
         feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
-    out = SubmConvFunction.apply(feat, weight, pairs)
+    out = PairConvolution.apply(feat, weight, pairs, rows)
     return out if bias is None else out + bias.to(out.dtype)
 
 

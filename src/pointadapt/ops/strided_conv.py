@@ -15,9 +15,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pointadapt.ops.segment import segment_mean
-from pointadapt.ops.sparse_conv import Neighbors, uses_triton
+from pointadapt.ops.sparse_conv import Neighbors, tap_conv, uses_triton
 from pointadapt.ops.tap_map import TapMap, stride_map
+from pointadapt.ops.voxel import cloud_key, merge
 from pointadapt.point import Point
 
 
@@ -29,24 +29,9 @@ def coarsen(point: Point, stride: int = 2) -> Point:
     """
 
     def make() -> Point:
-        fine = point.grid_coord
-        assert fine is not None
-        grid = fine.long() // stride
-        extent = grid.amax(0) + 1 if len(grid) else grid.new_ones(3)
-        key = ((point.batch * extent[0] + grid[:, 0]) * extent[1] + grid[:, 1]) * extent[2] + grid[:, 2]
-        values, inverse = torch.unique(key, return_inverse=True)
-        member = torch.empty(len(values), dtype=torch.long, device=key.device)
-        member[inverse] = torch.arange(len(key), device=key.device)  # any member: all share cloud and voxel
-        counts = torch.bincount(point.batch[member], minlength=point.num_clouds)
-        return Point(
-            coord=segment_mean(point.coord, inverse, len(values)),
-            feat=point.feat.new_zeros(len(values), 0),
-            grid_coord=grid[member],
-            offset=counts.cumsum(0),
-            condition=point.condition,
-            grid_size=None if point.grid_size is None else point.grid_size * stride,
-            pooling_inverse=inverse,
-        )
+        assert point.grid_coord is not None
+        grid = point.grid_coord.long() // stride
+        return merge(point, cloud_key(grid, point.batch)[0], grid, stride)
 
     made = point.remember(("coarse", stride), make)
     return made.but(parent=point, extra=point.extra)  # what is remembered holds coordinates alone
@@ -55,7 +40,7 @@ def coarsen(point: Point, stride: int = 2) -> Point:
 def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors | TapMap:
     """(tap, coarse rows, fine rows) for every tap of the s^3 cube that has any; once per set of coordinates.
 
-    For Triton kernels the same as tables; either way what :func:`tap_conv` takes.
+    For Triton kernels the same as tables; either way what :func:`pointadapt.ops.sparse_conv.tap_conv` takes.
     """
     inverse = coarse.pooling_inverse
     assert inverse is not None
@@ -80,54 +65,6 @@ def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors | TapMap:
     if uses_triton(fine.feat):
         return fine.remember(("tap_links", stride), lambda: stride_map(taps(), inverse, len(coarse), stride**3))
     return fine.remember(("links", stride), make)
-
-
-class TapConvolution(torch.autograd.Function):
-    """Gather, GEMM, scatter per tap onto ``rows`` rows. Keeps only its inputs for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, feat: Tensor, weight: Tensor, pairs: Neighbors, rows: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(feat, weight)
-        ctx.pairs = pairs
-        taps = weight.flatten(1, 3)  # [out, s^3, in]
-        out = feat.new_zeros(rows, len(taps))
-        for tap, written, read in pairs:
-            out.index_add_(0, written, feat.index_select(0, read) @ taps[:, tap].T)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        feat, weight = ctx.saved_tensors
-        taps = weight.flatten(1, 3)
-        grad_feat = torch.zeros_like(feat) if ctx.needs_input_grad[0] else None
-        grad_taps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
-        for tap, written, read in ctx.pairs:
-            part = grad.index_select(0, written)
-            if grad_feat is not None:
-                grad_feat.index_add_(0, read, part @ taps[:, tap])
-            if grad_taps is not None:
-                grad_taps[:, tap] = part.T @ feat.index_select(0, read)
-        return grad_feat, None if grad_taps is None else grad_taps.view_as(weight), None, None
-
-
-def tap_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap, rows: int) -> Tensor:
-    """[rows, out] of feat [N, in], weight [out, s, s, s, in] and pairs (tap, rows written, rows read).
-
-    Under autocast it computes in the autocast type, as a linear layer does.
-    """
-    device = feat.device.type
-    if isinstance(pairs, TapMap):
-        if torch.is_autocast_enabled(device):
-            feat = feat.to(torch.get_autocast_dtype(device))
-        if feat.dtype != torch.float64:
-            from pointadapt.ops import triton_conv
-
-            return triton_conv.tap_conv(feat, weight, bias, pairs)
-        pairs = pairs.as_pairs()
-    if torch.is_autocast_enabled(device):
-        feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
-    out = TapConvolution.apply(feat, weight, pairs, rows)
-    return out if bias is None else out + bias.to(out.dtype)
 
 
 class Strided(nn.Module):

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from pointadapt.ops.tap_map import Duplicates, TapMap, TapTable
 from pointadapt.ops.triton_kernels import find_neighbors, tap_product, tap_weight_gradient
+from pointadapt.ops.voxel import cloud_key
 from pointadapt.point import Point
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,11 +58,8 @@ def make_subm_map(point: Point, kernel_size: int) -> TapMap:
     if rows == 0:
         table = TapTable(sources, sources.new_empty(0))
         return TapMap(table, table, mirrored=True)
-    grid = grid.long() - grid.long().amin(0)
-    extent = grid.amax(0) + 1 + kernel_size // 2  # margins as in sparse_conv.make_neighbors
-    strides = torch.stack([extent[1] * extent[2], extent[2]])
-    batch = torch.searchsorted(point.offset, torch.arange(rows, device=device), right=True)
-    key = batch * (extent[0] * strides[0]) + grid[:, 0] * strides[0] + grid[:, 1] * strides[1] + grid[:, 2]
+    batch = torch.searchsorted(point.offset, torch.arange(rows, device=device), right=True)  # never waits for the GPU
+    key, strides = cloud_key(grid, batch, kernel_size // 2)
     sorted_key, row = key.sort(stable=True)
     block = 256
     with torch.cuda.device_of(key):

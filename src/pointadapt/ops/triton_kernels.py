@@ -16,7 +16,7 @@ def find_neighbors(
     key_ptr,  # [N] int64, the key of each row
     sorted_ptr,  # [N] int64, the keys sorted
     row_ptr,  # [N] int64, the row that each sorted key came from
-    stride_ptr,  # [2] int64, what one step along x and along y adds to a key (z adds 1)
+    stride_ptr,  # [3] int64, what one step along x, y, z adds to a key (along z: 1)
     source_ptr,  # [K, N] int32, out: the first row of each neighbouring voxel, or -1
     rows,
     steps,  # halvings until the search has one place left

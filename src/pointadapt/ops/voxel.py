@@ -1,4 +1,4 @@
-"""Voxel grids: quantise points, hash the cells, take one point per voxel, or fragments that cover every point."""
+"""Voxel grids: quantise points, hash the cells, take one point per voxel, fragments that cover every point."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pointadapt.ops.segment import segment_count, segment_mean
+from pointadapt.point import Point
 
 FNV_OFFSET = 14695981039346656037 - 2**64  # FNV's 64-bit constants as signed integers: products wrap alike
 FNV_PRIME = 1099511628211
@@ -88,6 +91,19 @@ def ravel_key(cells: Tensor) -> Tensor:
     return key
 
 
+def cloud_key(grid: Tensor, batch: Tensor, margin: int = 0) -> tuple[Tensor, Tensor]:
+    """(key [N] int64, strides [3]): a number for each voxel of each cloud, in the order of cloud, x, y, z.
+
+    A step along an axis adds its stride; steps of up to ``margin`` voxels never end in another row or cloud of voxels.
+    """
+    if len(grid) == 0:
+        return batch.long(), batch.new_ones(3)
+    grid = grid.long() - grid.long().amin(0)
+    extent = grid.amax(0) + 1 + margin  # one margin between rows of voxels is enough: the next row has none before it
+    strides = torch.stack([extent[1] * extent[2], extent[2], torch.ones_like(extent[2])])
+    return batch * (extent[0] * strides[0]) + (grid * strides).sum(1), strides
+
+
 HASHES = {"fnv": fnv_key, "ravel": ravel_key}
 
 
@@ -102,6 +118,25 @@ def voxelize(cells: Tensor, hash: str = "fnv") -> Voxels:
     inverse[order] = first.cumsum(0) - 1
     count = torch.diff(start, append=start.new_tensor([len(key)]))
     return Voxels(key, order, inverse, count, start)
+
+
+def merge(point: Point, key: Tensor, grid: Tensor, stride: int) -> Point:
+    """The Point of coarser voxels: a row for each value of ``key`` [N], in its order; ``grid`` [N, 3] their indices.
+
+    Coordinates are averaged; features [M, 0] are for the caller to make, as is what else it knows of the level.
+    """
+    values, inverse = torch.unique(key, return_inverse=True)
+    member = torch.empty(len(values), dtype=torch.long, device=key.device)
+    member[inverse] = torch.arange(len(key), device=key.device)  # any member: all share cloud and voxel
+    return Point(
+        coord=segment_mean(point.coord, inverse, len(values)),
+        feat=point.feat.new_zeros(len(values), 0),
+        grid_coord=grid[member],
+        offset=segment_count(point.batch[member], point.num_clouds).cumsum(0),
+        condition=point.condition,
+        grid_size=None if point.grid_size is None else point.grid_size * stride,
+        pooling_inverse=inverse,
+    )
 
 
 def grid_sample(
