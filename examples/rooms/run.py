@@ -64,4 +64,5 @@ if __name__ == "__main__":
     data = rooms(asked.out / "rooms")
     shared = {**RECIPE, "steps": asked.steps, "eval_every": asked.steps, "threads": asked.threads}
     for name, methods, labels in (("methods", METHODS, ("1%", "10%", "100%")), ("controls", CONTROLS, ("10%",))):
-        compare(data, asked.out / name, methods, 3, labels, factors=(0.3, 1.0, 3.0), report_only=asked.report_only, **shared)
+        report_only, out = asked.report_only, asked.out / name
+        compare(data, out, methods, 3, labels, factors=(0.3, 1.0, 3.0), report_only=report_only, **shared)
