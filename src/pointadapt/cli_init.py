@@ -62,17 +62,11 @@ class Init:
             videos = find_videos(self.scans, *told)
             if videos is not None:
                 self.refuse("videos", "classes", "grid_size", "scale", "layout")
-                file = init_video_set(self.scans, videos, self.overwrite)
-                print(file.read_text(), end="")
-                print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
-                return
+                return self.tell(init_video_set(self.scans, videos, self.overwrite))
             layout = find_objects(self.scans, self.task, self.variant, self.points, self.up, self.val, self.label_field)
         if layout is not None:
             self.refuse("shapes", "classes", "grid_size", "scale", "frames")
-            file = init_shapes(self.scans, layout, self.overwrite)
-            print(file.read_text(), end="")
-            print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
-            return
+            return self.tell(init_shapes(self.scans, layout, self.overwrite))
         files = survey(self.scans, self.label_field)
         self.refuse("scenes", "variant", "points", "up", "frames")
         file = init_dataset(
@@ -86,8 +80,11 @@ class Init:
             overwrite=self.overwrite,
             indoor_grid=indoor_grid(self.backbone),
         )
-        print(file.read_text(), end="")
         note_warnings(self.scans, files)
+        self.tell(file)
+
+    def tell(self, file: Path) -> None:
+        print(file.read_text(), end="")
         print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
 
     def init_scenes(self, benchmark: Any) -> None:

@@ -1,4 +1,4 @@
-"""Voxel grids: quantise points, hash the cells, take one point per voxel, fragments that cover every point."""
+"""Voxel grids: quantise points, number the cells, take one point per voxel, cover all in fragments, merge levels."""
 
 from __future__ import annotations
 
