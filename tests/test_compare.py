@@ -153,6 +153,8 @@ def test_compare_says_what_is_missing(tmp_path):
         compare(tmp_path / "one", tmp_path / "out", ["linear"], backbone=run.backbone)
     with pytest.raises(UserError, match="no validation data .* with 25%"):
         compare(tmp_path / "no-val", tmp_path / "out", ["linear"], labels=["25%"], backbone=run.backbone)
+    with pytest.raises(UserError, match="no validation data .* list a test split, so that val is free .*--factors 1"):
+        compare(tmp_path / "no-test", tmp_path / "out", ["linear"], labels=["25%"], backbone=run.backbone)
     with pytest.raises(UserError, match="no test split and no val"):
         compare(tmp_path / "neither", tmp_path / "out", ["linear"], backbone=run.backbone)
     with pytest.raises(UserError, match="no test split, .*--select last"):

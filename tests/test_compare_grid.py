@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pointadapt.compare import claim
+from pointadapt.compare import claim, record
 from pointadapt.compare import compare as module
 from pointadapt.compare.arms import Arm
 from pointadapt.compare.claim import CLAIM, claimed, take
@@ -172,6 +172,15 @@ def test_results_belong_to_the_content_of_files_that_are_named(tmp_path):
     names.write_text("train1")
     with pytest.raises(UserError, match=r"few\.txt"):
         grid.open()
+
+
+def test_results_belong_to_the_bundled_weights_of_their_version(tmp_path, monkeypatch):
+    write_scans(tmp_path / "scans")
+    grid_of(tmp_path).open()
+    (tmp_path / "nano.safetensors").write_bytes(b"trained anew")
+    monkeypatch.setattr(record, "ASSETS", tmp_path)
+    with pytest.raises(UserError, match="other files .*nano"):
+        grid_of(tmp_path).open()
 
 
 def test_a_grid_of_an_earlier_version_goes_on(tmp_path):

@@ -96,8 +96,9 @@ def check_trials(grid: Grid) -> None:
     for share in grid.labels:
         trial = open_domain(grid.run_of(Cell(grid.arms[0], share, 0, 1.0), 1.0))
         if not trial.dataset.paths("val"):
+            cure = "a test split, so that val is free for it" if grid.split == "val" else "a val split"
             raise UserError(f"{trial.dataset.file} leaves no validation data to choose learning rates on with {share} "
-                            "of the labels: list a val split, or give one factor with --factors 1")  # fmt: skip
+                            f"of the labels: list {cure}, or give one factor with --factors 1")  # fmt: skip
 
 
 def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
