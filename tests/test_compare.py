@@ -14,13 +14,15 @@ from pointadapt.compare import compare as module
 from pointadapt.compare import cost
 from pointadapt.compare.arms import Arm, choose_arms
 from pointadapt.compare.compare import compare, train_and_score
-from pointadapt.compare.cost import Entry, measure
+from pointadapt.compare.cost import Entry, benches, measure
 from pointadapt.compare.grid import Grid
 from pointadapt.domains.domain import open_domain
 from pointadapt.domains.scenes import Scenes
 from pointadapt.errors import UserError
 from tiny_objects import object_run, write_shapes
 from tiny_runs import tiny_run, write_backbone, write_scans
+
+CPU = torch.device("cpu")
 
 
 def test_arms():
@@ -151,6 +153,8 @@ def test_compare_says_what_is_missing(tmp_path):
         compare(tmp_path / "one", tmp_path / "out", ["linear"], backbone=run.backbone)
     with pytest.raises(UserError, match="no validation data .* with 25%"):
         compare(tmp_path / "no-val", tmp_path / "out", ["linear"], labels=["25%"], backbone=run.backbone)
+    with pytest.raises(UserError, match="no validation data .* list a test split, so that val is free .*--factors 1"):
+        compare(tmp_path / "no-test", tmp_path / "out", ["linear"], labels=["25%"], backbone=run.backbone)
     with pytest.raises(UserError, match="no test split and no val"):
         compare(tmp_path / "neither", tmp_path / "out", ["linear"], backbone=run.backbone)
     with pytest.raises(UserError, match="no test split, .*--select last"):
@@ -226,6 +230,35 @@ def test_shapes_without_a_test_split_keep_val_out_of_the_trials(tmp_path):
         assert not (names["train"] | names["val"]) & {item.name for item in scored.items("val")}
 
 
+def test_shares_say_how_many_scans_they_leave(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    settings = {"backbone": run.backbone, "steps": 2, "points": 300, "threads": 1}
+    compare(run.data, tmp_path / "out", ["linear"], 1, ["1%", "10%", "100%"], factors=[1.0], **settings)
+    told = "1% and 10% of the labels are the same here: 1 of 3 training items."
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert told in capsys.readouterr().out and told in page
+    assert "1% of the labels: 1 of 3 scans" in page and "100% of the labels: 3 of 3 scans" in page
+    with open(tmp_path / "out" / "compare.csv") as stream:
+        assert [row["train_items"] for row in csv.DictReader(stream)] == ["1", "1", "3"]
+
+
+def test_single_crops_a_step_are_enough_for_every_method_on_scenes(tmp_path):
+    """Only a head sees one row an item; BatchNorm elsewhere, as in IDPT's generator, sees many of a crop."""
+    run = tiny_run(tmp_path)
+    settings = {"backbone": run.backbone, "steps": 1, "points": 300, "threads": 1, "batch_size": 1}
+    assert compare(run.data, tmp_path / "out", ["idpt"], 1, factors=[1.0], **settings)["finished"] == 1
+    with pytest.raises(UserError, match="^linear--100pc--seed0: mix3d is 0.5"):
+        compare(run.data, tmp_path / "mixed", ["linear"], 1, factors=[1.0], mix3d=0.5, **settings)
+
+
+def test_frozen_weights_are_held_once_while_costs_are_measured(tmp_path):
+    run = tiny_run(tmp_path, method="linear", options={})
+    entries = benches([(Arm(name, name), replace(run, method=name)) for name in ("linear", "gem", "full")], CPU)
+    found = [entry.model.get_base_model().backbone for entry in entries.values()]
+    found[2] = found[2].original_module  # beside the copy that is trained
+    assert len({next(backbone.parameters()).data_ptr() for backbone in found}) == 1
+
+
 def test_final_runs_are_not_validated(tmp_path, monkeypatch):
     run = tiny_run(tmp_path)
     scored = []
@@ -281,10 +314,12 @@ def test_the_command_takes_data_by_place_and_by_name_and_the_recipe_s_rates(data
     monkeypatch.setattr(module, "compare", noted)
     flags = ["--backbone", "nano", "--methods", "gem[rank=8,share=qk],linear", "--lr", "1e-3", "--precision", "bf16"]
     flags += ["--decoder", "--grad-accum", "2", "--mix3d", "0.8", "--cache", "kept", "--eval-every", "50"]
+    flags += ["--architecture", "ptv3", "--num-workers", "2"]
     assert main(["compare", *data, *flags]) == 0
     assert {**asked, "data": "rooms"} == asked and asked["methods"] == ["gem[rank=8,share=qk]", "linear"]
     assert (asked["lr"], asked["precision"]) == (1e-3, "bf16") and "head_lr" not in asked
     more = {"decoder": True, "grad_accum": 2, "mix3d": 0.8, "cache": Path("kept"), "eval_every": 50}
+    more |= {"architecture": "ptv3", "num_workers": 2}
     assert {**asked, **more} == asked
 
 

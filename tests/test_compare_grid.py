@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pointadapt.compare import claim
+from pointadapt.compare import claim, record
 from pointadapt.compare import compare as module
 from pointadapt.compare.arms import Arm
 from pointadapt.compare.claim import CLAIM, claimed, take
@@ -118,7 +118,7 @@ def test_any_other_error_ends_the_grid(tmp_path):
     def do(run, cell):
         raise UserError("no such file")
 
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="^gem--50pc--trial-x0.3: no such file"):
         work(grid, do, told=lambda text: None)
     assert not list((tmp_path / "grid" / "cells").iterdir())
 
@@ -174,6 +174,15 @@ def test_results_belong_to_the_content_of_files_that_are_named(tmp_path):
         grid.open()
 
 
+def test_results_belong_to_the_bundled_weights_of_their_version(tmp_path, monkeypatch):
+    write_scans(tmp_path / "scans")
+    grid_of(tmp_path).open()
+    (tmp_path / "nano.safetensors").write_bytes(b"trained anew")
+    monkeypatch.setattr(record, "ASSETS", tmp_path)
+    with pytest.raises(UserError, match="other files .*nano"):
+        grid_of(tmp_path).open()
+
+
 def test_a_grid_of_an_earlier_version_goes_on(tmp_path):
     write_scans(tmp_path / "scans")
     grid = replace(grid_of(tmp_path), data={"up": "z"})
@@ -198,6 +207,21 @@ def test_published_grids_keep_the_names_of_their_cells(file):
         grid = Grid(file.parent, [arm], [cell["labels"]], 3, {})
         wanted = [Cell(arm, cell["labels"], cell["seed"], factor) for factor in (None, cell["factor"])]
         assert cell in [grid.result(one) for one in wanted]
+
+
+def test_the_notes_tell_rates_at_the_end_of_those_tried_and_runs_on_several_devices(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+
+    def do(run, cell):
+        score = -abs(cell.factor - (3 if cell.arm.name == "gem" else 1)) if cell.is_trial else 0.5
+        device = "cpu" if cell.seed == 0 else "another"
+        return {"score": score, "scores": {"miou": 0.5}, "seconds": 1.0, "device": device}
+
+    work(grid, do, told=lambda text: None)
+    notes = " ".join(module.notes_on(grid, tiny_run(tmp_path), rows_of(grid, {})))
+    assert "2 of 4 took the lowest or highest tried" in notes and "made on another, cpu" in notes
 
 
 def test_costs_are_measured_by_one_process(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from pointadapt.compare.cost import Cost
 from pointadapt.compare.grid import Grid
 from pointadapt.compare.page import decades, write_compare_page
 from pointadapt.compare.stats import paired
-from pointadapt.compare.tables import Row, as_csv, as_latex, as_markdown, leaders, paired_csv
+from pointadapt.compare.tables import Row, as_csv, as_latex, as_markdown, leaders, paired_csv, reached
 
 
 def test_paired_differences_are_student_s():
@@ -52,6 +52,9 @@ def test_bold_is_all_that_is_not_clearly_worse_than_the_best(tmp_path):
     assert leaders(rows, "miou") == {rows[0].arm.name, "level"}
     assert leaders([replace(row, scores={0: {"miou": 0.5}}) for row in rows], "miou") == set()
     grid = Grid(tmp_path, [row.arm for row in rows], ["my_list_1.txt"], 3, {})
+    alone = replace(rows[1], scores={0: {"miou": 0.1}}, diverged=0, missing=2)
+    assert leaders([rows[0], alone], "miou") == {rows[0].arm.name}  # of one seed nothing is known
+    assert reached(alone, "miou") == "10.0 (2 unfinished)"
     lines = as_markdown(grid, rows, "miou", "mIoU").splitlines()
     assert [("**" in line) for line in lines[2:7]] == [True, True, False, False, False]
     assert "99.0 (2 diverged)" in lines[5] and "| diverged |" in lines[6]

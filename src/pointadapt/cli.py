@@ -202,6 +202,7 @@ class Compare:
     data: Path = field(metadata={"help": "Folder with a dataset.yaml; test is scored, or val where none is listed."})
     out: Path = option(Path("compare"), "Folder of the grid; the same command goes on with it, or helps it along.")
     backbone: str | None = option(None, "Name or checkpoint file. Default: the kind of data's own.")
+    architecture: str | None = option(None, "Backbone name whose architecture a bare checkpoint file has.")
     methods: str = option("all", "Comma-separated: names, name[option=value,...], random:name, or all.")
     seeds: int = option(3, "Runs of each method and share of labels.")
     labels: str = option("100%", "Comma-separated shares of the training items (10%) or labels per scan (200pts).")
@@ -222,14 +223,16 @@ class Compare:
     select: Literal["last", "val"] = option("last", "Which step counts: the last, or the best on validation data.")
     eval_every: int = option(100, "Steps between states that a stopped run goes on from.")
     threads: int = option(0, "CPU threads of torch; 0 = leave them.")
+    num_workers: int = option(0, "Processes that load data.")
     cache: Path | None = option(None, "Folder that keeps prepared data on disk; without it they stay in memory.")
     report_only: bool = option(False, "Train nothing; write the report of what is finished.")
 
     def run(self) -> None:
         from pointadapt.compare.compare import compare
 
-        own = ("backbone", "steps", "batch_size", "points", "head", "decoder", "lr", "head_lr", "backbone_lr",
-               "precision", "grad_accum", "transform", "mix3d", "select", "eval_every", "threads", "cache")  # fmt: skip
+        own = ("backbone", "architecture", "steps", "batch_size", "points", "head", "decoder", "lr", "head_lr",
+               "backbone_lr", "precision", "grad_accum", "transform", "mix3d", "select", "eval_every", "threads",
+               "num_workers", "cache")  # fmt: skip
         settings = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
         result = compare(
             self.data, self.out, split_list(self.methods), self.seeds, split_list(self.labels),

@@ -157,6 +157,7 @@ def train(run: Run, resume: bool = False, overwrite: bool = False, validate: boo
     task = model.get_base_model()
     batches = KeptBatches(domain, accelerator, task) if run.cache_features else Batches(domain, accelerator)
     check_batch_norm(model, batches.size)
+    check_mix(run, batches.size)
     held_out = domain.items(split) if split else None
 
     rates = {"lr": run.lr, "head_lr": run.head_lr, "backbone_lr": run.backbone_lr}
@@ -232,12 +233,25 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def check_batch_norm(model: nn.Module, size: int) -> None:
-    """Raises UserError where BatchNorm is trained on batches of one item, which have no variance."""
-    names = (n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    """Raises UserError where the head's BatchNorm is trained on batches of one item: one row, which has no variance.
+
+    That of other parts is over the rows of points, groups or edges, and of scenes there are many in one crop.
+    """
+    norms = (n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    names = (n for n in norms if ".head." in n)
     if size < 2 and any(p.requires_grad for n in names for p in model.get_submodule(n).parameters()):
         raise UserError(
             "BatchNorm is trained here and needs at least 2 items at once: raise batch_size, lower grad_accum, "
             "or choose head linear where the task has one"
+        )
+
+
+def check_mix(run: Run, size: int) -> None:
+    """Raises UserError where crops are to be merged in pairs, but computed one by one."""
+    if run.mix3d and size < 2:
+        raise UserError(
+            f"mix3d is {run.mix3d}, but crops are computed one by one, which leaves none to merge: raise batch_size, "
+            "lower grad_accum, or set mix3d 0"
         )
 
 

@@ -315,6 +315,7 @@ def test_stage_one_sees_the_training_split_alone(tmp_path, monkeypatch):
 def test_fewer_videos_to_learn_from(tmp_path):
     run = video_run(tmp_path, labels="50%", val_share=0.0, select="last")
     some = open_domain(run).items("train", train=True).videos
+    assert open_domain(run).train_size() == len(some) == 4  # an epoch is of those
     assert sorted(video.name.split("/")[1] for video in some) == ["left"] * 2 + ["right"] * 2
     everything = open_domain(video_run(tmp_path, labels="100%", val_share=0.0, select="last"))
     assert {video.name for video in some} < {video.name for video in everything.items("train").videos}

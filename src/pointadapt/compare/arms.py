@@ -5,7 +5,6 @@ gem    gem[rank=8,share=qk]    random:linear
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Sequence
@@ -77,15 +76,14 @@ def choose_arms(wanted: Sequence[str], domain: Domain) -> tuple[list[Arm], dict[
 
     Raises UserError for an arm that was asked for by name and cannot work, and when none is left.
     """
-    from pointadapt.domains.models import adapted, build_task
+    from pointadapt.domains.models import adapted, build_task, copied
     from pointadapt.methods import METHODS
 
     task = build_task(domain)
 
     def tried(text: str) -> Arm:
         arm = Arm.parse(text)
-        fresh = copy.deepcopy(task, {id(weight): weight for weight in task.parameters()})  # modules anew, not weights
-        adapted(fresh, domain.settled(replace(domain.run, method=arm.method, options=arm.options)))
+        adapted(copied(task), domain.settled(replace(domain.run, method=arm.method, options=arm.options)))
         return arm
 
     every = sorted(METHODS, key=lambda n: (ORDER.index(n) if n in ORDER[:-1] else len(ORDER), n == "full", n))

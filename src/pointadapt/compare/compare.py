@@ -5,6 +5,7 @@ pointadapt compare --data rooms/ --backbone nano --methods all --seeds 3 --label
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from pointadapt.compare.grid import Cell, Grid, all_diverged, check_shares, work
 from pointadapt.compare.page import write_compare_page
 from pointadapt.compare.record import fingerprint
 from pointadapt.compare.tables import Row, as_csv, as_latex, as_markdown, paired_csv, rows_of
+from pointadapt.data.labels import ALL
 from pointadapt.domains.domain import Domain, open_domain
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
@@ -65,11 +67,14 @@ def compare(
     grid = Grid(
         out, arms, labels, seeds, settings, list(dict.fromkeys(factors)), trial_share, refused,
         fingerprint(probe.dataset), split, holdout=split == "val" or not validated,
+        sizes={share: open_domain(Run(**{**settings, "labels": share})).train_size() for share in {*labels, ALL}},
     )  # fmt: skip
     if len(grid.factors) > 1:
         check_trials(grid)
     grid.open()
     if not report_only:
+        for line in same_shares(grid):
+            print(line)
         work(grid, train_and_score)
     return write_outputs(grid)
 
@@ -91,8 +96,9 @@ def check_trials(grid: Grid) -> None:
     for share in grid.labels:
         trial = open_domain(grid.run_of(Cell(grid.arms[0], share, 0, 1.0), 1.0))
         if not trial.dataset.paths("val"):
+            cure = "a test split, so that val is free for it" if grid.split == "val" else "a val split"
             raise UserError(f"{trial.dataset.file} leaves no validation data to choose learning rates on with {share} "
-                            "of the labels: list a val split, or give one factor with --factors 1")  # fmt: skip
+                            f"of the labels: list {cure}, or give one factor with --factors 1")  # fmt: skip
 
 
 def train_and_score(run: Run, cell: Cell) -> dict[str, Any]:
@@ -131,7 +137,8 @@ def write_outputs(grid: Grid) -> dict[str, Any]:
         f"{run.batch_size}, {grid.split} split, mean ± standard deviation over {grid.seeds} seeds. "
         f"{done} of {len(finals)} runs are finished."
     )
-    write_compare_page(grid.out / "compare.html", grid, rows, dict(kind.scores), lead, notes_on(grid, run, rows))
+    notes = notes_on(grid, run, rows)
+    write_compare_page(grid.out / "compare.html", grid, rows, dict(kind.scores), lead, notes, kind.sources)
     write_text(grid.out / "compare.csv", as_csv(rows, list(kind.scores)))
     write_text(grid.out / "compare_paired.csv", paired_csv(rows, list(kind.scores)))
     write_text(grid.out / "compare.tex", as_latex(grid, rows, kind.headline, kind.heading))
@@ -148,6 +155,9 @@ def notes_on(grid: Grid, run: Run, rows: list[Row]) -> list[str]:
             f"{run.backbone_lr:g}) times the factor given, the best of {', '.join(f'{f:g}' for f in grid.factors)} on "
             f"{on} after {grid.trial_share:g} of the steps with seed 0, for each method and share of labels."
         )
+        ends = sum(row.factor in (min(grid.factors), max(grid.factors)) for row in rows)
+        if ends:
+            chosen += f" {ends} of {len(rows)} took the lowest or highest tried: better ones may lie beyond."
     else:
         chosen = f"Learning rates: the recipe's times {grid.factors[0]:g}, for all methods."
     scored = ["Scored is val: the data lists no test split."] if grid.split == "val" else []
@@ -163,7 +173,19 @@ def notes_on(grid: Grid, run: Run, rows: list[Row]) -> list[str]:
         f"precision, CPU threads {threads}; memory is the largest sum of live tensors beyond the weights, in training "
         "with the optimizer's state. Data order, new weights and the labelled items differ with the seed."
     )
-    return [*scored, chosen, *lost, spent]
+    devices = sorted({done["device"] for cell in grid.cells() if "device" in (done := grid.result(cell) or {})})
+    mixed = f"Runs were made on {', '.join(devices)}: with them differ their seconds and, without --precision, that."
+    return [*scored, *same_shares(grid), chosen, *lost, *([mixed] if len(devices) > 1 else []), spent]
+
+
+def same_shares(grid: Grid) -> list[str]:
+    """A sentence on each two shares that leave equally many items, and so the same ones."""
+    shares = [share for share in grid.labels if share.endswith("%") and share in grid.sizes]
+    return [
+        f"{one} and {other} of the labels are the same here: {grid.items(one)} training items."
+        for one, other in itertools.combinations(shares, 2)
+        if grid.sizes[one] == grid.sizes[other]
+    ]
 
 
 def costs_of(grid: Grid) -> dict[str, Cost]:

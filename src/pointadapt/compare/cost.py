@@ -22,7 +22,7 @@ import torch
 
 from pointadapt.compare.arms import Arm
 from pointadapt.domains.domain import Domain, autocast, open_domain
-from pointadapt.domains.models import build_model
+from pointadapt.domains.models import adapted, build_task, copied
 from pointadapt.run import Run
 from pointadapt.train import count_parameters
 
@@ -59,7 +59,7 @@ def measure(runs: Sequence[tuple[Arm, Run]], rounds: int = ROUNDS) -> dict[str, 
     if threads := runs[0][1].threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    entries = {arm.name: bench(run, device) for arm, run in runs}
+    entries = benches(runs, device)
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in entries}
     for number in range(rounds + 1):
         for name, entry in entries.items():
@@ -81,17 +81,31 @@ def measure(runs: Sequence[tuple[Arm, Run]], rounds: int = ROUNDS) -> dict[str, 
     return costs
 
 
-def bench(run: Run, device: torch.device) -> Entry:
-    domain = open_domain(run)
-    model = build_model(domain).to(device)
+def benches(runs: Sequence[tuple[Arm, Run]], device: torch.device) -> dict[str, Entry]:
+    """The arms on one batch. Those on pretrained weights, and those on random ones, share what is frozen: two dozen
+    copies of a large backbone are more than most machines hold."""
+    tasks: dict[str, tuple[Domain, Any]] = {}
+    for _, run in runs:
+        if run.weights not in tasks:
+            domain = open_domain(run)
+            tasks[run.weights] = domain, build_task(domain).to(device)
+    batch = first_batch(next(iter(tasks.values()))[0], device)
+    entries = {}
+    for arm, run in runs:
+        domain, task = tasks[run.weights]
+        model = adapted(copied(task), run).to(device)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        entries[arm.name] = Entry(model, domain, torch.optim.AdamW(trained, lr=1e-6), batch)
+    return entries
+
+
+def first_batch(domain: Domain, device: torch.device) -> dict[str, Any]:
     items = domain.items("train", train=True)
     rng = np.random.default_rng(0)
     size = domain.run.batch_size // domain.run.grad_accum
     samples = [domain.draw(items, index % len(items), rng) for index in range(size)]
     batch = domain.collate(samples, rng)
-    batch = {k: batch[k].to(device) for k in ("point", domain.target)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return Entry(model, domain, torch.optim.AdamW(trained, lr=1e-6), batch)
+    return {k: batch[k].to(device) for k in ("point", domain.target)}
 
 
 def step(entry: Entry) -> None:

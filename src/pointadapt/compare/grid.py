@@ -25,6 +25,7 @@ from typing import Any
 from pointadapt.compare.arms import Arm
 from pointadapt.compare.claim import claimed
 from pointadapt.compare.record import file_hashes, join
+from pointadapt.data.labels import ALL, parse_labels
 from pointadapt.errors import Diverged, UserError
 from pointadapt.files import write_text
 from pointadapt.run import Run
@@ -64,6 +65,7 @@ class Grid:
     data         record.fingerprint of the data
     split        what final cells are scored on
     holdout      trials are scored on a share of train, not on the val that is listed
+    sizes        share of labels -> training items it leaves; "100%" -> all of them
     """
 
     out: Path
@@ -77,6 +79,7 @@ class Grid:
     data: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
     holdout: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """Trials before finals, seeds outermost: an unfinished grid still has every arm."""
@@ -138,6 +141,10 @@ class Grid:
             run.select, run.holdout = "val", self.holdout
         return run
 
+    def items(self, labels: str) -> str:
+        """ "1 of 12": training items that a share of the labels leaves; "" where that is not known."""
+        return f"{self.sizes[labels]} of {self.sizes[ALL]}" if {labels, ALL} <= self.sizes.keys() else ""
+
     def describe(self) -> dict[str, Any]:
         """What must not change between processes of one grid; more seeds, arms and shares may join."""
         run = Run(**self.settings)
@@ -159,7 +166,7 @@ def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[
     """Run every cell that nobody has run; returns when all are finished, whoever finished them.
 
     do  trains and scores one cell; returns at least {"score": ...}. Where it raises Diverged, that is the result, with
-        the worst score; any other UserError ends the grid.
+        the worst score; any other UserError ends the grid, with the cell's name in front.
     """
     cells = grid.cells()
     while True:
@@ -181,6 +188,8 @@ def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[
                 except Diverged as error:
                     told(f"{cell.key} diverged: {error}")
                     result = {"score": 0.0, "diverged": str(error)}
+                except UserError as error:
+                    raise UserError(f"{cell.key}: {error}") from error
                 about = {"arm": cell.arm.name, "labels": cell.labels, "seed": cell.seed, "factor": factor}
                 write_text(grid.file(cell), json.dumps({**about, **result}, indent=1) + "\n")
                 shutil.rmtree(run.folder, ignore_errors=True)
@@ -195,8 +204,6 @@ def all_diverged(trials: dict[float, dict[str, Any]]) -> bool:
 
 def check_shares(labels: Sequence[str]) -> list[str]:
     """The shares as a Run takes them, without repetition. Raises UserError for one that is no share, or none."""
-    from pointadapt.data.labels import parse_labels
-
     if not labels:
         raise UserError("labels is empty: give shares of the training items, as in --labels 10%,100%")
     for share in labels:

@@ -16,16 +16,24 @@ from pointadapt.compare.tables import BOLD, Row, differences, leaders, reached
 
 
 def write_compare_page(
-    path: Path, grid: Grid, rows: list[Row], headings: dict[str, str], lead: str, notes: Sequence[str]
+    path: Path,
+    grid: Grid,
+    rows: list[Row],
+    headings: dict[str, str],
+    lead: str,
+    notes: Sequence[str],
+    sources: str = "items",
 ) -> Path:
-    """Write the page (atomically). ``headings``: score key -> heading, the leading one first."""
+    """Write the page (atomically). ``headings``: score key -> heading, the leading one first; ``sources``: what the
+    training items are called."""
     key, heading = next(iter(headings.items()))
     body = ["<h1>Comparison</h1>", f'<p class="lead">{html.escape(lead)}</p>']
     for share in grid.labels:
         mine = [row for row in rows if row.labels == share]
         if not mine:
             continue
-        body.append(f"<h2>{html.escape(share)} of the labels</h2>")
+        items = f": {left} {sources} to learn from" if (left := grid.items(share)) else ""
+        body.append(f"<h2>{html.escape(share)} of the labels{items}</h2>")
         body.append(table(mine, headings))
         charts = [scatter(mine, key, heading, *axis) for axis in AXES]
         body.append('<div class="cards">' + "".join(f'<div class="card">{c}</div>' for c in charts if c) + "</div>")
@@ -80,7 +88,8 @@ def difference_table(rows: Sequence[Row], key: str) -> str:
         lines.append(f"<tr>{''.join(cells)}</tr>")
     note = (
         '<p class="note">Mean of the paired differences over seeds ± half of the 95 % interval (Student). '
-        "Grey: the interval holds zero, so these runs do not tell the two apart. "
+        "Grey: the interval holds zero, so these runs do not tell the two apart. All seeds are scored on the same test "
+        "data: how much other data would change is not in the interval. "
         f"Were all arms equal, one in twenty of the {math.comb(len(rows), 2)} pairs would be clear by chance: the "
         "intervals are not corrected for their number.</p>"
     )

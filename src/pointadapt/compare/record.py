@@ -2,7 +2,7 @@
 
     grid   settings of all runs with every default filled in, factors, trial_share
     arms   name -> method, options and weights, as text
-    files  file that a setting or share names -> hash of its content
+    files  file that a setting or share names, or bundled backbone -> hash of its content
     data   how the data is read, and the names and sizes of each split's files; not where the folder lies
     made   when and with what it was begun
 
@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pointadapt.backbones.weights import ASSETS, BACKBONES
 from pointadapt.compare.arms import slug
 from pointadapt.data.scans import SPLITS
 from pointadapt.errors import UserError
@@ -94,7 +95,14 @@ def size(path: Path) -> int:
 def file_hashes(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
-        if Path(name).is_file():
-            with open(name, "rb") as stream:
+        file = file_of(name)
+        if file.is_file():
+            with open(file, "rb") as stream:
                 found[name] = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
     return found
+
+
+def file_of(name: str) -> Path:
+    """The weights of a bundled backbone, which another version may bring anew; of other names the file itself."""
+    source = BACKBONES.get(name)
+    return ASSETS / source.file if source and source.file and source.repo is None else Path(name)

@@ -16,7 +16,11 @@ from pointadapt.compare.stats import Difference, Mean, paired
 
 @dataclass(frozen=True)
 class Row:
-    """What one arm reached with one share of labels: seed -> scores, of those that did not diverge; and its costs."""
+    """What one arm reached with one share of labels: seed -> scores, of those that did not diverge; and its costs.
+
+    missing   seeds whose runs are not finished
+    items     training items that the share leaves
+    """
 
     arm: Arm
     labels: str
@@ -25,6 +29,8 @@ class Row:
     factor: float | None
     cost: Cost | None
     seconds: Mean | None
+    missing: int = 0
+    items: int | None = None
 
     def mean(self, key: str) -> Mean | None:
         """In percent; None where every run diverged."""
@@ -51,7 +57,8 @@ def rows_of(grid: Grid, costs: dict[str, Cost]) -> list[Row]:
             scores = {seed: result["scores"] for seed, result in sound.items()}
             seconds = Mean(tuple(result["seconds"] for result in sound.values())) if sound else None
             factor = next(iter(cells.values()))["factor"]
-            rows.append(Row(arm, share, scores, len(cells) - len(sound), factor, costs.get(arm.name), seconds))
+            lost, missing, items = len(cells) - len(sound), grid.seeds - len(cells), grid.sizes.get(share)
+            rows.append(Row(arm, share, scores, lost, factor, costs.get(arm.name), seconds, missing, items))
     return rows
 
 
@@ -70,8 +77,8 @@ BOLD = "Bold: all that are not clearly worse than the best mean (95 % interval o
 
 
 def leaders(rows: list[Row], key: str) -> set[str]:
-    """Of rows with the same labels, the arms not clearly worse than the one of the best mean; none where a single seed
-    cannot tell, and none of which a run diverged."""
+    """Of rows with the same labels, the arms not clearly worse than the one of the best mean; none of which a single
+    seed cannot tell, and none of which a run diverged."""
     means = {row.arm.name: mean.mean for row in rows if not row.diverged and (mean := row.mean(key)) is not None}
     if not means:
         return set()
@@ -84,12 +91,12 @@ def leaders(rows: list[Row], key: str) -> set[str]:
 
 
 def is_worse(lead: Difference | None) -> bool:
-    return lead is None or lead.is_clear
+    return lead is None or lead.half is None or lead.is_clear
 
 
 COLUMNS = (
     "labels", "method", "trained", "trained_without_head", "adapter_bytes", "train_step_seconds", "inference_seconds",
-    "train_memory_bytes", "inference_memory_bytes", "rate_factor", "seeds", "diverged", "run_seconds",
+    "train_memory_bytes", "inference_memory_bytes", "rate_factor", "seeds", "diverged", "run_seconds", "train_items",
 )  # fmt: skip
 
 
@@ -106,7 +113,8 @@ def as_csv(rows: list[Row], keys: list[str]) -> str:
         seconds = f"{row.seconds.mean:.1f}" if row.seconds else ""
         means = [row.mean(key) for key in keys]
         values = [number(value) for mean in means for value in ((mean.mean, mean.sd) if mean else (None, None))]
-        lines.append([row.labels, row.arm.name, *spent, row.factor, len(row.scores), row.diverged, seconds, *values])
+        ran: list[Any] = [row.factor, len(row.scores), row.diverged, seconds, row.items]
+        lines.append([row.labels, row.arm.name, *spent, *ran, *values])
     return written(lines)
 
 
@@ -160,12 +168,12 @@ def summary(grid: Grid, rows: list[Row], key: str, heading: str) -> list[list[tu
 
 
 def reached(row: Row, key: str) -> str:
-    """71.2 ± 0.4, and how many runs diverged."""
+    """71.2 ± 0.4, and how many runs diverged or are not finished."""
     mean = row.mean(key)
-    if mean is None:
-        return "diverged"
-    text = f"{mean.mean:.1f}" + ("" if mean.sd is None else f" ± {mean.sd:.1f}")
-    return f"{text} ({row.diverged} diverged)" if row.diverged else text
+    lost = {"diverged": row.diverged if mean else 0, "unfinished": row.missing}
+    told = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
+    text = f"{mean.mean:.1f}" + ("" if mean.sd is None else f" ± {mean.sd:.1f}") if mean else "diverged"
+    return f"{text} ({told})" if told else text
 
 
 def as_latex(grid: Grid, rows: list[Row], key: str, heading: str) -> str:

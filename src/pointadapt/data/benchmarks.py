@@ -161,7 +161,7 @@ def s3dis(folder: Path, variant: str | None) -> Benchmark | None:
 # --- outdoor --------------------------------------------------------------------------------------------------------
 
 #: Coordinates are scaled so that a voxel of 5 cm has the edge that backbones know; there is no colour but intensity.
-OUTDOOR: dict[str, Any] = {"grid_size": 0.05, "scale": MODEL_VOXEL / 0.05, "transform": "outdoor"}
+OUTDOOR: dict[str, Any] = {"grid_size": 0.05, "scale": round(MODEL_VOXEL / 0.05, 4), "transform": "outdoor"}
 
 
 def semantickitti(folder: Path, variant: str | None) -> Benchmark | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +51,11 @@ def architecture(run: Run) -> Any:
     if named is None or not isinstance(named.config, PointViTConfig):
         raise UserError(f"groups is {run.groups}, but {run.architecture!r} cuts no shapes into groups: leave it out")
     return replace(named.config, groups=run.groups)
+
+
+def copied(task: Any) -> Any:
+    """The task in modules of its own, with the same weights: several adapted models hold what is frozen once."""
+    return copy.deepcopy(task, {id(weight): weight for weight in task.parameters()})
 
 
 def build_model(domain: Domain) -> Any:

@@ -79,7 +79,7 @@ class Videos(Domain):
         return fewer_videos(self.dataset.videos("train"), parse_labels(self.run.labels)[0], self.run.seed)
 
     def train_size(self) -> int:
-        return len(self.dataset.videos("train"))
+        return len(self.learned())
 
     def transforms(self) -> dict[str, Any]:
         return VIDEO_TRANSFORMS
