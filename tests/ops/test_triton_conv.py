@@ -157,9 +157,13 @@ def test_types_mix_as_under_autocast():
     out = tap_conv(feat, weight, None, taps)
     out.sum().backward()
     assert out.dtype == torch.float16 and weight.grad.dtype == torch.float32
+    keys, choose = [], triton_conv.choose
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_conv, "choose", lambda key, *rest: keys.append(key) or choose(key, *rest))
+        tap_conv(feat, weight, None, taps)
         patch.setattr(triton_conv, "CAST_ROWS", 0)
         assert torch.equal(tap_conv(feat, weight, None, taps), out)
+    assert keys[0] != keys[1]  # another kernel, which needs more shared memory: no tile is taken over
 
 
 def test_what_is_frozen_costs_nothing(monkeypatch):
