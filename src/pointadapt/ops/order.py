@@ -94,8 +94,8 @@ def cloud_code(point: Point, curve: str) -> Tensor:
         deepest = point.remember("deepest", lambda: int(depth.max()))  # for all curves: it waits for the device
         if deepest > MAX_DEPTH:
             raise UserError(
-                f"a cloud spans more than 2^{MAX_DEPTH} voxels along one axis: choose a larger grid_size, or remove far "
-                "outliers"
+                f"a cloud spans more than 2^{MAX_DEPTH} voxels along one axis: "
+                "choose a larger grid_size, or remove far outliers"
             )
         shift = 3 * deepest
         if shift + point.num_clouds.bit_length() > 63:

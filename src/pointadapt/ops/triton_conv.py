@@ -212,7 +212,7 @@ def gather_product(
 
     with torch.cuda.device_of(feat):
         if tile is None:
-            # A weight that is cast in the kernel takes more shared memory: what fits with one type need not with another.
+            # A weight cast in the kernel takes more shared memory: what fits with one type may not with another.
             types = feat.dtype, weight.dtype, precision()
             key = ("product", back, taps, inner, outer, rows.bit_length() // 2, types, feat.device)
             tile = choose(key, fitted(PRODUCT_TILES, None, outer, inner, feat.dtype), run)
