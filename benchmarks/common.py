@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.backbones.ptv3 import Attention
-from pointadapt.ops.attention import windows
 from pointadapt.ops.sparse_conv import SubMConv3d, neighbors
 from pointadapt.point import Point
 
@@ -123,8 +122,9 @@ def operations(model: nn.Module, point: Point) -> dict[str, float]:
         count["convolution"] += 2.0 * pairs * module.weight.shape[0] * module.weight.shape[-1]
 
     def attention(module: Attention, args: tuple[Point]) -> None:
-        where = windows(args[0], args[0].extra["curve"], module.patch_size, module.shrink)
-        count["attention"] += sum(4.0 * m.shape[0] * m.shape[1] ** 2 * module.channels for m in where.members)
+        # keys that each row sees; the rows that fill up a cloud's last window are no work that is asked for
+        seen = sum(rows * min(rows, module.patch_size) for rows in args[0].counts)
+        count["attention"] += 4.0 * seen * module.channels
 
     kinds: dict[type, Any] = {nn.Linear: linear, SubMConv3d: convolution, Attention: attention}
     hooks = [m.register_forward_pre_hook(kinds[type(m)]) for m in model.modules() if type(m) in kinds]

@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import CLOCKS, arguments, interleaved, large_product, machine, operations, room, table
+from common import CLOCKS, arguments, large_product, machine, operations, room, table
 from torch import nn
 
 import pointadapt.backbones.ptv3 as ptv3
@@ -60,8 +60,8 @@ def main() -> None:
     point = room(args.voxels)
     count = operations(model, point)
     product, work = large_product()
-    rate = work / interleaved({"floor": product}, args)["floor"]
-    meter = Meter(CLOCKS[args.clock])
+    clock, floors = CLOCKS[args.clock], []
+    meter = Meter(clock)
     kinds: dict[type, str] = {
         SubMConv3d: "convolution",
         nn.Linear: "linears",
@@ -83,6 +83,10 @@ def main() -> None:
             meter.seconds = {}
             model(point.but(cache={}))
             found.append(meter.seconds)
+            start = clock()
+            product()
+            floors.append(clock() - start)
+    rate = work / statistics.median(floors[1:])
     seconds = {name: statistics.median(f.get(name, 0.0) for f in found[1:]) for name in found[1]}
     total = sum(seconds.values())
     counted = {"attention with gathers": "attention", "linears": "linear", "convolution": "convolution"}

@@ -2,8 +2,8 @@
 
 python benchmarks/training_step.py [--voxels 20000]
 
-A step is forward, loss (20 classes, cross-entropy + Lovász), backward and AdamW. Memory is the peak over the model,
-the input and the frozen weights; gradients, the optimiser's state and full fine-tuning's copy of the weights count.
+A step is forward, loss (20 classes, cross-entropy + Lovász), backward and AdamW. Memory is the peak above the input and
+all weights (full fine-tuning's second copy is not counted against it); gradients and the optimiser's state count.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class Point:
 
         def make() -> Tensor:
             clouds = torch.arange(self.num_clouds, device=self.coord.device)
-            counts = torch.tensor(self.counts, device=self.coord.device)
+            offset = self.offset.to(self.coord.device)
+            counts = torch.diff(offset, prepend=offset.new_zeros(1))
             return torch.repeat_interleave(clouds, counts, output_size=len(self))  # else it waits for the device
 
         return self.remember("batch", make)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracts import batch, cloud, logits, tiny, train
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
@@ -186,10 +187,38 @@ def test_attention_against_the_formula():
         parts = adapter.read(feat).split(5, 1)
         q, k, v = (parts[i] for i in cut)
         read = torch.softmax(state[0] @ k.T, 1) @ v
-        expected = torch.softmax(q @ read.T, 1) @ read
+        expected = adapter.up(torch.softmax(q @ read.T, 1) @ read)
         out, found = adapter.attend(feat, [9], state)
         torch.testing.assert_close(found[0], read)
         torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("latents", [1, 3, 40])  # fewer than the rank, and more than points
+@pytest.mark.parametrize("up_bias", [True, False])
+def test_no_way_round_the_products_changes_the_result(latents, up_bias):
+    adapter = context(num_latents=latents, up_bias=up_bias).double()
+    feat, state = torch.randn(30, 6).double(), torch.randn(1, latents, 5).double()
+    q, k = adapter.read(feat).split(5, 1)
+    read = torch.softmax(5**-0.5 * state[0] @ k.T, 1) @ k
+    expected = adapter.up(torch.softmax(5**-0.5 * q @ read.T, 1) @ read)
+    out, found = adapter.attend(feat, [30], state)
+    torch.testing.assert_close(found[0], read)
+    torch.testing.assert_close(out, expected)
+
+
+def test_few_latents_make_nothing_of_rank_for_every_point():
+    adapter, made = context(channels=32, rank=8), []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default:
+                made.append(tuple(out.shape))
+            return out
+
+    with Sizes(), torch.no_grad():
+        adapter.attend(torch.randn(500, 32), [500], torch.randn(1, 4, 8))
+    assert made and not {(500, 8), (500, 16), (8, 500)} & set(made)
 
 
 def test_one_latent_is_one_vector_per_scene():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pointadapt.errors import UserError
-from pointadapt.ops.order import CURVES, cloud_code, curve_code, curve_order, depth_of, depths, interleave
+from pointadapt.ops.order import CURVES, cloud_code, cloud_depths, curve_code, curve_order, depth_of, interleave
 from pointadapt.point import Point, collate
 from scenes import cloud
 
@@ -57,8 +57,8 @@ def test_depth_of_one_cloud_does_not_turn_another():
 
 
 def test_depth_rule():
-    assert [depth_of(n) for n in (0, 1, 2, 3, 6, 7, 8)] == [1, 2, 2, 3, 3, 4, 4]
-    assert [depth_of(n, 0) for n in (0, 3, 7, 8)] == [0, 2, 3, 4]
+    assert depth_of(torch.tensor([0, 1, 2, 3, 6, 7, 8])).tolist() == [1, 2, 2, 3, 3, 4, 4]
+    assert depth_of(torch.tensor([0, 3, 7, 8, 2**40]), 0).tolist() == [0, 2, 3, 4, 41]
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -88,8 +88,9 @@ def test_all_curves_of_a_level_ask_the_device_once():
     """Meta stands for a GPU: what would wait for values fails on it."""
     point = collate([cloud(40, 6), cloud(20, 30, seed=1)])
     elsewhere = point.to("meta")
-    elsewhere.cache.update(counts=point.counts, depths=depths(point).to("meta"), deepest=5)
+    elsewhere.cache["deepest"] = 5
     for curve in CURVES:
         assert cloud_code(elsewhere, curve).is_meta
         cloud_code(point, curve)
+    assert cloud_depths(elsewhere, shared=True).is_meta
     assert point.cache["deepest"] == 5

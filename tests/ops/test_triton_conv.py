@@ -157,9 +157,13 @@ def test_types_mix_as_under_autocast():
     out = tap_conv(feat, weight, None, taps)
     out.sum().backward()
     assert out.dtype == torch.float16 and weight.grad.dtype == torch.float32
+    keys, choose = [], triton_conv.choose
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_conv, "choose", lambda key, *rest: keys.append(key) or choose(key, *rest))
+        tap_conv(feat, weight, None, taps)
         patch.setattr(triton_conv, "CAST_ROWS", 0)
         assert torch.equal(tap_conv(feat, weight, None, taps), out)
+    assert keys[0] != keys[1]  # another kernel, which needs more shared memory: no tile is taken over
 
 
 def test_what_is_frozen_costs_nothing(monkeypatch):
@@ -293,10 +297,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from pointadapt.ops import triton_kernels
 
-def built(kernel, capability, tile, **constants):
+def built(kernel, capability, tile, number="fp16", **constants):
     names = kernel.arg_names
-    kinds = {"key_ptr": "*i64", "sorted_ptr": "*i64", "row_ptr": "*i64", "stride_ptr": "*i64", "x_ptr": "*fp16",
-             "w_ptr": "*fp16", "bias_ptr": "*fp16", "grad_ptr": "*fp16", "out_ptr": "*fp32"}
+    kinds = {"key_ptr": "*i64", "sorted_ptr": "*i64", "row_ptr": "*i64", "stride_ptr": "*i64", "out_ptr": "*fp32"}
+    kinds |= dict.fromkeys(("x_ptr", "w_ptr", "bias_ptr", "grad_ptr"), "*" + number)
     types = {n: kinds.get(n, "*i32" if n.endswith("_ptr") else "i32") for n in names}
     aligned = [i for i, name in enumerate(names) if name.endswith("_ptr") or name in ("inner", "outer")]
     source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"),
@@ -307,13 +311,17 @@ def built(kernel, capability, tile, **constants):
 for capability in (80, 90):
     tile = {"num_warps": 4, "num_stages": 5}
     built(triton_kernels.find_neighbors, capability, {}, KERNEL=3, BLOCK=256)
-    common = {"WIDEN": False, "PRECISION": "ieee"}
-    forward = built(triton_kernels.tap_product, capability, tile, BIAS=True, MIRROR=False, w_inner=1,
-                    BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, **common)
-    backward = built(triton_kernels.tap_weight_gradient, capability, tile, BLOCK_O=64, BLOCK_I=64, BLOCK_R=64, **common)
-    for kernel in (forward, backward):
-        assert kernel.asm["cubin"] and "cp.async" in kernel.asm["ptx"], "loads are not pipelined"
-        assert ("wgmma" if capability == 90 else "mma.sync") in kernel.asm["ptx"], "no tensor cores"
+    for number, precision, depth in (("fp16", "ieee", 64), ("bf16", "ieee", 64), ("fp32", "tf32", 32)):
+        common = {"WIDEN": False, "PRECISION": precision, "number": number}
+        forward = built(triton_kernels.tap_product, capability, tile, BIAS=True, MIRROR=False, w_inner=1,
+                        BLOCK_M=64, BLOCK_N=64, BLOCK_K=depth, **common)
+        backward = built(triton_kernels.tap_weight_gradient, capability, tile, BLOCK_O=64, BLOCK_I=64, BLOCK_R=depth,
+                         **common)
+        for kernel in (forward, backward):
+            ptx = kernel.asm["ptx"]
+            assert kernel.asm["cubin"] and "cp.async" in ptx, f"loads of {number} are not pipelined"
+            assert "wgmma" in ptx or "mma.sync" in ptx, f"no tensor cores for {number}"
+            assert number == "fp32" or ("wgmma" if capability == 90 else "mma.sync") in ptx, "not this chip's"
 """
 
 

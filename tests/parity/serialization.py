@@ -28,6 +28,6 @@ def check(path: Path) -> list[tuple[str, float, float]]:
             grid = torch.tensor([[int(found[i]) for i in (4, 5, 6)]])
             compare(key, (cloud << 3 * depth) | curve_code(grid, depth, curve), expected)
     if "depth_rule.max_coord" in data:
-        mine = torch.tensor([depth_of(n) for n in data["depth_rule.max_coord"].tolist()])
+        mine = depth_of(data["depth_rule.max_coord"].long())
         compare("depth_rule.depth", mine, data["depth_rule.depth"])
     return results

@@ -144,6 +144,12 @@ def scaled(feat: Tensor, alpha: float) -> Tensor:
     return feat if alpha == 1.0 else alpha * feat
 
 
+def product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a @ b @ c, by the way round that is less work."""
+    (p, q), (r, s) = a.shape, c.shape
+    return (a @ b) @ c if p * r * (q + s) <= q * s * (p + r) else a @ (b @ c)
+
+
 class SpatialAdapter(Adapter):
     """SA(x) = W_up act( sum over the occupied k^3 cells of W_loc[d] W_down x_d ), added to the position encoding.
 
@@ -203,32 +209,43 @@ class ContextAdapter(Adapter):
             start = self.shared()[self.bank] if self.latents is None else self.latents
             state = start.expand(point.num_clouds, -1, -1)  # [B, L, R]
         out = base(point)
-        context, read = self.attend(point.feat, point.counts, state)
+        change, read = self.attend(point.feat, point.counts, state)
         state = state + read if self.update else state
-        feat = out.feat + scaled(self.up(self.dropout(context)), self.alpha)
+        feat = out.feat + scaled(change, self.alpha)
         return out.but(feat=feat, extra={**out.extra, key: state})
 
     def attend(self, feat: Tensor, counts: list[int], state: Tensor) -> tuple[Tensor, Tensor]:
-        """(context [N, R], L_c [B, L, R]) of features [N, C] in scenes of ``counts`` points with state [B, L, R]."""
-        parts = self.read(feat).split(self.rank, 1)
-        query, key = (parts[0], parts[0]) if self.share == "qk" else parts[:2]
-        value = parts[-1]
+        """(CA [N, C], L_c [B, L, R]) of features [N, C] in scenes of ``counts`` points with state [B, L, R].
+
+        Latents are few and points many: a projection between the two is taken to the latents' side where that is less
+        work (:func:`product`), so that neither queries nor keys nor values of points are made.
+        """
+        parts = self.read.weight.split(self.rank)
+        w_query, w_key = (parts[0], parts[0]) if self.share == "qk" else parts[:2]
+        w_value = parts[-1]
         if self.norm_latents:
             state = F.layer_norm(state, (self.rank,))
-        contexts, reads = [], []
-        scenes = zip(query.split(counts), key.split(counts), value.split(counts), state, strict=True)
-        for q, k, v, latents in scenes:
-            latents = latents.to(q.dtype)
-            read = self.softmax(latents @ k.T, 1) @ v  # L_c [L, R]; zeros for an empty scene
+        changes, reads = [], []
+        for x, latents in zip(feat.split(counts), state, strict=True):
+            latents = latents.to(x.dtype)
+            # L_c [L, R]; zeros for an empty scene
+            read = product(self.softmax(product(latents, w_key, x.T), 1), x, w_value.T)
             source = latents + read if self.step2 == "updated" else read
-            logits = source @ q.T  # [L, N]: a softmax over four numbers is quick along the first dimension alone
+            # [L, N]: a softmax over four numbers is quick along the first dimension alone
+            logits = product(source, w_query, x.T)
             if self.step2_norm == "sigmoid":
-                weights = (at_least_float32(logits) * self.scale).sigmoid().to(q.dtype)
+                weights = (at_least_float32(logits) * self.scale).sigmoid().to(logits.dtype)
             else:
                 weights = self.softmax(logits, 0 if self.step2_norm == "latents" else 1)
-            contexts.append(weights.T @ source)
+            changes.append(self.raised(weights.T, source))
             reads.append(read)
-        return torch.cat(contexts), torch.stack(reads)
+        return torch.cat(changes), torch.stack(reads)
+
+    def raised(self, weights: Tensor, source: Tensor) -> Tensor:
+        """[N, C]: W_up of the points' mixtures of latents, weights [N, L] times source [L, R]."""
+        if len(source) > self.rank or (self.training and self.dropout.p):  # dropout acts on every point's mixture
+            return self.up(self.dropout(weights @ source))
+        return F.linear(weights, self.up.weight @ source.T, self.up.bias)
 
     def softmax(self, logits: Tensor, dim: int) -> Tensor:
         """In float32: summing exponentials over a large scene overflows float16."""

@@ -145,4 +145,4 @@ def window_attention(
         outputs.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))  # [P * W, C]
     if not outputs:
         return qkv[:, : qkv.shape[1] // 3]
-    return torch.cat(outputs).index_select(0, where.own)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).index_select(0, where.own)

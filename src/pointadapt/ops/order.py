@@ -63,27 +63,19 @@ def interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return spread(x) << 2 | spread(y) << 1 | spread(z)
 
 
-def depth_of(largest: int, margin: int = 1) -> int:
-    """Bits a curve needs for grid coordinates up to ``largest`` (official rule; no margin before 2025-03-21)."""
-    return int(largest + margin).bit_length()
+def depth_of(largest: Tensor, margin: int = 1) -> Tensor:
+    """Bits a curve needs for grid coordinates up to ``largest`` [B] (official rule; no margin before 2025-03-21)."""
+    return ((largest[:, None] + margin) >> torch.arange(62, device=largest.device) > 0).sum(1)
 
 
 def cloud_depths(point: Point, shared: bool = False, margin: int = 1) -> Tensor:
-    """[B] int64 curve depth of each cloud, from its own extent; ``shared``: from the batch's (the official rule).
-
-    Raises UserError when a cloud is too wide for its voxels.
-    """
+    """[B] int64 curve depth of each cloud, from its own extent; ``shared``: from the batch's (the official rule)."""
     grid = point.grid_coord
     assert grid is not None
     largest = torch.zeros(point.num_clouds, dtype=torch.long, device=grid.device)
     largest.scatter_reduce_(0, point.batch, grid.amax(1).long(), "amax")
-    depths = [depth_of(n, margin) for n in largest.tolist()]
-    if max(depths) > MAX_DEPTH:
-        raise UserError(
-            f"a cloud spans {max(largest.tolist()):,} voxels along one axis, more than 2^{MAX_DEPTH}: "
-            "choose a larger grid_size, or remove far outliers"
-        )
-    return torch.tensor([max(depths)] * len(depths) if shared else depths, device=grid.device)
+    depth = depth_of(largest, margin)
+    return depth.amax().expand_as(depth) if shared else depth
 
 
 def depths(point: Point) -> Tensor:
@@ -92,11 +84,19 @@ def depths(point: Point) -> Tensor:
 
 
 def cloud_code(point: Point, curve: str) -> Tensor:
-    """[N] int64 ``cloud << 3 * depth | curve code``, with the largest depth of the batch: sorts cloud by cloud."""
+    """[N] int64 ``cloud << 3 * depth | curve code``, with the largest depth of the batch: sorts cloud by cloud.
+
+    Raises UserError when a cloud is too wide for its voxels.
+    """
 
     def make() -> Tensor:
         depth = depths(point)
         deepest = point.remember("deepest", lambda: int(depth.max()))  # for all curves: it waits for the device
+        if deepest > MAX_DEPTH:
+            raise UserError(
+                f"a cloud spans more than 2^{MAX_DEPTH} voxels along one axis: "
+                "choose a larger grid_size, or remove far outliers"
+            )
         shift = 3 * deepest
         if shift + point.num_clouds.bit_length() > 63:
             raise UserError(f"{point.num_clouds} clouds of curve depth {shift // 3} do not fit: use a smaller batch")

@@ -12,6 +12,7 @@ import importlib.util
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from itertools import product
 
@@ -120,17 +121,24 @@ def add_taps(out: Tensor, feat: Tensor, taps: Tensor, pairs: Neighbors) -> None:
 
     ``out`` is float32 at least: sums of 16-bit numbers would lose what further taps add.
     """
+    weights = taps.transpose(0, 2).unbind(1)  # [in, out] of each tap
     if feat.device.type != "cpu" or torch.compiler.is_compiling():
         for tap, written, read in pairs:
-            out.index_add_(0, written, (feat.index_select(0, read) @ taps[:, tap].T).to(out.dtype))
+            out.index_add_(0, written, (feat.index_select(0, read) @ weights[tap]).to(out.dtype))
         return
     most = min(ROWS, max((len(written) for _, written, _ in pairs), default=0))
     gathered, product = feat.new_empty(most, feat.shape[1]), feat.new_empty(most, out.shape[1])
-    for tap, written, read in pairs:
-        weight = taps[:, tap].T
-        for part, into in zip(read.split(ROWS), written.split(ROWS), strict=True):
+    wider = out.dtype != feat.dtype
+    for tap, written, read in pairs:  # deep levels have few rows: there, the number of calls below is what counts
+        for part, into in blocks(read, written):
             rows = torch.index_select(feat, 0, part, out=gathered[: len(part)])
-            out.index_add_(0, into, torch.mm(rows, weight, out=product[: len(part)]).to(out.dtype))
+            value = torch.mm(rows, weights[tap], out=product[: len(part)])
+            out.index_add_(0, into, value.to(out.dtype) if wider else value)
+
+
+def blocks(read: Tensor, written: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """The pairs of a tap, at most ROWS at once."""
+    return [(read, written)] if len(read) <= ROWS else zip(read.split(ROWS), written.split(ROWS), strict=True)
 
 
 def start(feat: Tensor, taps: Tensor, rows: int | None) -> Tensor:

@@ -58,8 +58,7 @@ def make_subm_map(point: Point, kernel_size: int) -> TapMap:
     if rows == 0:
         table = TapTable(sources, sources.new_empty(0))
         return TapMap(table, table, mirrored=True)
-    batch = torch.searchsorted(point.offset, torch.arange(rows, device=device), right=True)  # never waits for the GPU
-    key, strides = cloud_key(grid, batch, kernel_size // 2)
+    key, strides = cloud_key(grid, point.batch, kernel_size // 2)
     sorted_key, row = key.sort(stable=True)
     block = 256
     with torch.cuda.device_of(key):
@@ -213,7 +212,9 @@ def gather_product(
 
     with torch.cuda.device_of(feat):
         if tile is None:
-            key = ("product", back, taps, inner, outer, rows.bit_length() // 2, feat.dtype, precision(), feat.device)
+            # A weight cast in the kernel takes more shared memory: what fits with one type may not with another.
+            types = feat.dtype, weight.dtype, precision()
+            key = ("product", back, taps, inner, outer, rows.bit_length() // 2, types, feat.device)
             tile = choose(key, fitted(PRODUCT_TILES, None, outer, inner, feat.dtype), run)
         return run(tile)
 
