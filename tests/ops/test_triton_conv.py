@@ -342,20 +342,23 @@ def test_tables_are_made_without_the_host():
 
 
 def test_the_fastest_tile_is_chosen_once(monkeypatch):
-    slow, fast, huge = Tile(64, 64, 64), Tile(32, 32, 32), Tile(128, 128, 128)
+    slow, fast, huge, refused = Tile(64, 64, 64), Tile(32, 32, 32), Tile(128, 128, 128), Tile(16, 16, 16)
+    errors = triton_conv.triton.runtime.errors
     timed = []
 
     def do_bench(run, **_):
         timed.append(run())
         if timed[-1] == huge:
-            raise triton_conv.triton.runtime.errors.OutOfResources(2, 1, "shared memory")
+            raise errors.OutOfResources(2, 1, "shared memory")
+        if timed[-1] == refused:
+            raise errors.PTXASError("too many registers")
         return timed[-1].rows
 
     monkeypatch.setattr(triton_conv, "INTERPRETED", False)
     monkeypatch.setattr(triton_conv, "chosen", {})
     monkeypatch.setattr(triton_conv.triton.testing, "do_bench", do_bench)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    tiles = [slow, huge, fast]
+    tiles = [slow, huge, refused, fast]
     with monkeypatch.context() as patch:
         patch.setenv("POINTADAPT_TUNE", "0")
         assert triton_conv.choose("product", tiles, lambda tile: tile) == slow and not timed

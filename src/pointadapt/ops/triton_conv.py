@@ -32,6 +32,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTERPRETED = not isinstance(find_neighbors, triton.runtime.JITFunction)
 #: Above this many rows a weight is cast once; below, each tile casts what it reads.
 CAST_ROWS = 4096
+#: A tile asks for more shared memory, or registers, than this GPU has: another one is taken.
+NO_FIT = triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def choose(key: Any, tiles: list[Tile], run: Callable[[Tile], Any]) -> Tile:
     for tile in tiles:
         try:
             times[tile] = triton.testing.do_bench(lambda tile=tile: run(tile), warmup=5, rep=20, return_mode="median")
-        except triton.runtime.errors.OutOfResources:  # more shared memory than this GPU has
+        except NO_FIT:
             continue
     if not times:
         raise RuntimeError(f"no tile of {key} fits this GPU; POINTADAPT_CONV=torch computes without Triton")
