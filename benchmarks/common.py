@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pointadapt.backbones.ptv3 import Attention
 from pointadapt.ops.sparse_conv import SubMConv3d, neighbors
+from pointadapt.ops.tap_map import TapMap
 from pointadapt.point import Point
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -110,6 +111,28 @@ def large_product(size: int = 2048) -> tuple[Callable[[], Any], float]:
     return lambda: torch.mm(a, b, out=out), 2.0 * size**3
 
 
+def visit(model: nn.Module, point: Point, kinds: dict[type, Callable[[Any, Any], None]]) -> None:
+    """One forward pass; every module whose type is in ``kinds`` is shown, with its arguments, to the function there."""
+    hooks = [m.register_forward_pre_hook(kinds[type(m)]) for m in model.modules() if type(m) in kinds]
+    with torch.no_grad():
+        model(point.but(cache={}))
+    for hook in hooks:
+        hook.remove()
+
+
+def convolution_pairs(module: SubMConv3d, point: Point) -> int:
+    """Products of a row and a tap, the centre's included."""
+    made = neighbors(point, module.kernel_size)
+    if isinstance(made, TapMap):
+        return int((made.there.sources >= 0).sum())
+    return len(point) + sum(len(written) for _, written, _ in made)
+
+
+def attention_pairs(module: Attention, point: Point) -> int:
+    """Keys that all rows see; the rows that fill up a cloud's last window are no work that is asked for."""
+    return sum(rows * min(rows, module.patch_size) for rows in point.counts)
+
+
 def operations(model: nn.Module, point: Point) -> dict[str, float]:
     """Operations of one forward pass, counted: 2 per multiply-add of linears, convolutions and attention."""
     count = {"attention": 0.0, "linear": 0.0, "convolution": 0.0}
@@ -118,20 +141,14 @@ def operations(model: nn.Module, point: Point) -> dict[str, float]:
         count["linear"] += 2.0 * args[0].shape[0] * module.in_features * module.out_features
 
     def convolution(module: SubMConv3d, args: tuple[Point]) -> None:
-        pairs = len(args[0]) + sum(len(written) for _, written, _ in neighbors(args[0], module.kernel_size))
-        count["convolution"] += 2.0 * pairs * module.weight.shape[0] * module.weight.shape[-1]
+        count["convolution"] += (
+            2.0 * convolution_pairs(module, args[0]) * module.weight.shape[0] * module.weight.shape[-1]
+        )
 
     def attention(module: Attention, args: tuple[Point]) -> None:
-        # keys that each row sees; the rows that fill up a cloud's last window are no work that is asked for
-        seen = sum(rows * min(rows, module.patch_size) for rows in args[0].counts)
-        count["attention"] += 4.0 * seen * module.channels
+        count["attention"] += 4.0 * attention_pairs(module, args[0]) * module.channels
 
-    kinds: dict[type, Any] = {nn.Linear: linear, SubMConv3d: convolution, Attention: attention}
-    hooks = [m.register_forward_pre_hook(kinds[type(m)]) for m in model.modules() if type(m) in kinds]
-    with torch.inference_mode():
-        model(point.but(cache={}))
-    for hook in hooks:
-        hook.remove()
+    visit(model, point, {nn.Linear: linear, SubMConv3d: convolution, Attention: attention})
     return count
 
 

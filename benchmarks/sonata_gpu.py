@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import room, table
+from common import attention_pairs, convolution_pairs, room, table, visit
 from conv_gpu import TYPES, Stopwatch, Work, ceilings
 from torch import Tensor, nn
 
@@ -32,7 +32,6 @@ from pointadapt.backbones.weights import load_backbone
 from pointadapt.methods import METHODS, adapt
 from pointadapt.ops.attention import windows
 from pointadapt.ops.sparse_conv import SubMConv3d, neighbors
-from pointadapt.ops.tap_map import TapMap
 from pointadapt.point import Point
 from pointadapt.tasks.segmentation import Segmentation
 
@@ -60,28 +59,19 @@ def least_work(model: nn.Module, point: Point, size: int) -> dict[str, list[Work
         found["norms"].append(Work(0.0, 2.0 * size * args[0].feat.numel()))
 
     def convolution(module: SubMConv3d, args: tuple[Point]) -> None:
-        made, (outer, *_, inner) = neighbors(args[0], module.kernel_size), module.weight.shape
-        rows = len(args[0])
-        if isinstance(made, TapMap):
-            pairs = int((made.there.sources >= 0).sum())
-        else:
-            pairs = rows + sum(len(written) for _, written, _ in made)
+        rows, pairs, (outer, *_, inner) = len(args[0]), convolution_pairs(module, args[0]), module.weight.shape
         numbers = rows * (inner + outer) + module.weight.numel()
         found["convolution"].append(Work(2.0 * pairs * inner * outer, size * numbers + 4.0 * pairs))
 
     def attention(module: ptv3.Attention, args: tuple[Point]) -> None:
         rows = len(args[0])
         where = windows(args[0], args[0].extra["curve"], module.patch_size, module.shrink)
-        seen = sum(count * min(count, module.patch_size) for count in args[0].counts)  # keys of all queries
+        seen = attention_pairs(module, args[0])
         indices = 8.0 * (rows + sum(members.numel() for members in where.members))
         found["attention"].append(Work(4.0 * seen * module.channels, 4.0 * size * rows * module.channels + indices))
 
-    kinds: dict[type, Any] = {nn.Linear: linear, LayerNorm: norm, SubMConv3d: convolution, ptv3.Attention: attention}
-    hooks = [m.register_forward_pre_hook(kinds[type(m)]) for m in model.modules() if type(m) in kinds]
-    with torch.no_grad():
-        model(point.but(cache={}))
-    for hook in hooks:
-        hook.remove()
+    kinds = {nn.Linear: linear, LayerNorm: norm, SubMConv3d: convolution, ptv3.Attention: attention}
+    visit(model, point, kinds)
     return found
 
 
