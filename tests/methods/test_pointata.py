@@ -337,6 +337,13 @@ def test_clips_do_not_see_each_other():
         torch.testing.assert_close(alone[0], expected[clip], atol=1e-5, rtol=1e-5)
 
 
+def test_the_same_clouds_as_clips_of_another_length():
+    model, point = stirred(adapted()), video(2)
+    logits(model, point)  # the clouds remember what is near
+    half = point.but(extra={"frames": FRAMES // 2})
+    assert torch.equal(logits(model, half), logits(model, half.but(cache={})))
+
+
 def test_frozen_stays_frozen_over_ten_steps():
     model, point = adapted(), video()
     marks = ("_adapter.", "_shared.", ".modules_to_save.")
