@@ -92,8 +92,11 @@ def tube(point: Point, center: Tensor, clouds: Tensor, size: int) -> Tensor:
 
 
 def around(center: Tensor, coord: Tensor, size: int) -> Tensor:
-    """[r, G, K, 3] points of coord [r, N, 3] nearest to center [r, G, 3], relative to it."""
-    return gather(coord, nearest(center, coord, size)) - center[:, :, None]
+    """[r, G, K, 3] points of coord [r, N, 3] nearest to center [r, G, 3], relative to it; of fewer, one again."""
+    index = nearest(center, coord, min(size, coord.shape[1]))
+    if index.shape[2] < size:  # of a frame without anchors: group() asks the others for enough
+        index = index[..., torch.arange(size, device=index.device).clamp(max=index.shape[2] - 1)]
+    return gather(coord, index) - center[:, :, None]
 
 
 def tracks(tokens: Tokens, kernel: int, follow: bool = True) -> list[Tensor]:
