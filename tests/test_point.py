@@ -34,6 +34,8 @@ def test_wrong_rows_are_named():
         collate([])
     with pytest.raises(ValueError, match="only some"):
         collate([cloud(5), cloud(5).but(grid_coord=None)])
+    with pytest.raises(ValueError, match="several conditions"):
+        collate([cloud(5).but(condition="S3DIS"), cloud(5).but(condition="ScanNet")])
 
 
 def test_residual_sum_takes_the_branch_state():

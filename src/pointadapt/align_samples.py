@@ -69,16 +69,15 @@ class PyramidTokens:
 
     def features(self, pae: nn.Module, rows: Tensor, seed: int | None = None) -> Tensor:
         clip, token = self.place[rows].unbind(1)
-        device, found = next(pae.parameters()).device, []
+        device, found, order = next(pae.parameters()).device, [], []
         for run in clip.unique().split(self.at_once):
             parts = [self.clips[c].to(device) for c in run.tolist()]
             center = torch.cat([part.extra["anchors"] for part in parts])
             whole = collate(parts).but(extra={"frames": parts[0].extra["frames"], "anchors": center})
             made = pae(whole).extra["patches"].feat.unflatten(0, (len(run), -1)).flatten(1, 2)  # [clips, tokens, D]
-            here = torch.isin(clip, run)
+            order.append(here := torch.isin(clip, run).nonzero()[:, 0])
             found.append(made[torch.searchsorted(run, clip[here]).to(device), token[here].to(device)])
-        order = torch.cat([torch.isin(clip, run).nonzero()[:, 0] for run in clip.unique().split(self.at_once)])
-        return torch.cat(found)[order.argsort().to(device)]
+        return torch.cat(found)[torch.cat(order).argsort().to(device)]
 
 
 def place(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -117,12 +117,14 @@ class Point:
 
 
 def collate(points: list[Point]) -> Point:
-    """Pack single- or multi-cloud Points behind each other along N.
+    """Pack single- or multi-cloud Points behind each other along N; what is in their ``extra`` stays behind.
 
-    Raises ValueError on an empty list or when only some of them carry an optional field.
+    Raises ValueError on an empty list, for several conditions, or when only some of them carry an optional field.
     """
     if not points:
         raise ValueError("collate needs at least one Point")
+    if len({p.condition for p in points}) > 1:
+        raise ValueError("the Points to collate have several conditions, a batch has one")
     packed: dict[str, Any] = {}
     for name in PER_POINT:
         values = [getattr(p, name) for p in points]

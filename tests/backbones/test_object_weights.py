@@ -254,6 +254,8 @@ def test_random_weights_by_name():
     torch.manual_seed(0)
     backbone = load_backbone("nano-mae", weights=None, config={"groups": 16})
     assert backbone.tokenizer.groups == 16 and "random weights" in backbone.name_or_path
+    wanted = replace(BACKBONES["nano-mae"].config, groups=17)  # what a run's architecture and groups come to
+    assert load_backbone("nano-mae", weights=None, config=wanted).config == wanted
     wanted = {"point-bert": 256, "act": 384, "recon": 384, "pointgpt-b": 768}
     assert all(BACKBONES[name].config.embed_channels == width for name, width in wanted.items())
 

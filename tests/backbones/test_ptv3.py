@@ -59,6 +59,21 @@ def test_two_evaluations_are_bitwise_equal(form):
         assert torch.equal(first, model.dense(collate(point.split())))
 
 
+def test_a_point_remembers_nothing_of_other_rules():
+    point = collate([cloud(300, 32), cloud(60, 12, seed=1)])  # depths 6 and 4; with the legacy rule 5 and 4
+    form = dict(generation="m1", order=("hilbert",), enc_patch_size=(16, 16, 16))
+    models = [tiny(**form, **rule) for rule in ({"compat": "official"}, {"legacy": True}, {})]
+    with torch.no_grad():
+        for model in models:
+            model.draw = torch.arange
+        alone = [model.dense(point.but(cache={})) for model in models]
+        for order in ((0, 1, 2), (2, 1, 0)):
+            shared = point.but(cache={})
+            for which in order:
+                assert torch.equal(models[which].dense(shared), alone[which])
+    assert (alone[0] - alone[2]).abs().max() > 1e-3
+
+
 def test_official_evaluation_is_random():
     model, point = tiny(compat="official"), cloud(300, 20)
     with torch.no_grad():

@@ -144,6 +144,14 @@ def test_what_a_user_gets_wrong(checkpoint, tmp_path):
         load_backbone(checkpoint({"seg_head.weight": torch.zeros(2)}))
     with pytest.raises(UserError, match="weights=None needs"):
         load_backbone("somewhere", weights=None)
+    with pytest.raises(UserError, match="compat must be one of clean, official, not 'offical'"):
+        load_backbone("nano", compat="offical")
+    for config in ({"drop_path": 0.5}, BACKBONES["nano"].config):
+        with pytest.raises(UserError, match="says its own architecture"):
+            load_backbone("nano", config=config)
+    for config in ({"drop_path": 0.5}, "sonata"):
+        with pytest.raises(UserError, match="takes no config"):
+            load_backbone("nano", weights=None, config=config)
     for name, content in {"cut.pth": b"PK\3\4 not a zip", "cut.safetensors": b"\1\0"}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="not a readable"):

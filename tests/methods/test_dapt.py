@@ -194,3 +194,5 @@ def test_settings_that_make_no_sense_are_refused():
         DAPTConfig(rank=0)
     with pytest.raises(UserError, match="start must be one of"):
         DAPTConfig(start="kaiming")
+    with pytest.raises(UserError, match="put mlp beside block"):
+        DAPTConfig(target_modules=["block", "norm1"])

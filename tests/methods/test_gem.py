@@ -362,7 +362,16 @@ def test_no_alike_latents_at_the_start():
 
 
 @pytest.mark.parametrize(
-    "options", [{"share": "vk"}, {"rank": 0}, {"kernel_size": 4}, {"targets": "decoder"}, {"num_latents": 0}], ids=str
+    "options",
+    [
+        {"share": "vk"},
+        {"rank": 0},
+        {"kernel_size": 4},
+        {"kernel_size": -1},
+        {"targets": "decoder"},
+        {"num_latents": 0},
+    ],
+    ids=str,
 )
 def test_wrong_options_are_named(options):
     with pytest.raises(UserError, match=next(iter(options))):

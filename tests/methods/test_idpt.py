@@ -200,3 +200,4 @@ def test_a_scene_s_prompt_is_made_of_its_points_for_one_block():
     empty = collate([cloud(20, 3, 16), cloud(0, 1, 16)]).but(extra={"curve": "hilbert"})
     with torch.no_grad():
         torch.testing.assert_close(layer(empty).feat, layer(point).feat[:20], atol=1e-6, rtol=1e-5)
+        assert layer(cloud(0, 1, 16).but(extra={"curve": "hilbert"})).feat.shape == (0, 16)

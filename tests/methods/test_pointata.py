@@ -172,6 +172,13 @@ def test_frames_of_unequal_size_give_what_equal_ones_do():
     assert not torch.allclose(uneven.feat[5:], even.feat[5:])
 
 
+def test_a_frame_without_anchors_may_have_fewer_points_than_a_group():
+    model, clouds = stirred(adapted(stride=2)), [c.coord for c in video(1).split()]
+    few = packed([clouds[0], clouds[1][:5], *clouds[2:]], FRAMES)
+    eight = packed([clouds[0], clouds[1][[0, 1, 2, 3, 4, 0, 1, 2]], *clouds[2:]], FRAMES)
+    torch.testing.assert_close(logits(model, few), logits(model, eight), atol=1e-5, rtol=1e-5)
+
+
 def test_an_embedder_that_is_not_aligned_costs_nothing():
     model, point = adapted(), video()
     (tokens,) = adapters(model, ClipTokens)
@@ -335,6 +342,13 @@ def test_clips_do_not_see_each_other():
     for clip in range(3):
         alone = logits(model, packed(clouds[clip * FRAMES : (clip + 1) * FRAMES], FRAMES))
         torch.testing.assert_close(alone[0], expected[clip], atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_clouds_as_clips_of_another_length():
+    model, point = stirred(adapted()), video(2)
+    logits(model, point)  # the clouds remember what is near
+    half = point.but(extra={"frames": FRAMES // 2})
+    assert torch.equal(logits(model, half), logits(model, half.but(cache={})))
 
 
 def test_frozen_stays_frozen_over_ten_steps():

@@ -245,8 +245,10 @@ def test_empty_scenes():
     holes = one.but(offset=torch.tensor([0, 30, 30]))
     torch.testing.assert_close(adapter(zero, on_a_curve(holes)).feat, adapter(zero, on_a_curve(one)).feat)
     nothing = Point(torch.zeros(0, 3), torch.zeros(0, 6), torch.tensor([0]), torch.zeros(0, 3, dtype=torch.long))
-    patches = adapter.grouping.cut(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), [0])
-    assert adapter.branch(nothing.feat, patches).shape == (0, 6)
+    for rule in ("clean", "official", "random"):
+        adapter = dynamic(rule=rule)
+        patches = adapter.grouping.cut(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), [0])
+        assert adapter.branch(nothing.feat, patches).shape == (0, 6)
 
 
 def test_gradients_at_the_start():  # 10

@@ -87,7 +87,10 @@ def test_head_is_the_published_one_written_out():
 def test_taps_are_the_ends_of_equal_thirds():
     assert thirds(12) == [3, 7, 11] and thirds(24) == [7, 15, 23] and thirds(4) == [0, 2, 3] and thirds(1) == [0]
     assert model_of(taps=(2, 0)).taps == (0, 2)
-    assert model_of(taps=(2,)).head.enter.in_features == 27
+    assert model_of(taps=(2,)).head.enter.in_features == model_of(taps=(2, 2)).head.enter.in_features == 27
+    for taps in ((3,), (-1, 2), ()):
+        with pytest.raises(UserError, match=r"taps must name blocks of the backbone, 0\.\.2"):
+            model_of(taps=taps)
 
 
 def test_without_categories_there_is_no_label():

@@ -63,6 +63,13 @@ def test_every_point_gets_its_logits_whatever_the_order(family):
     torch.testing.assert_close(logits(model, one), found[3 * POINTS :], atol=1e-5, rtol=1e-5)
 
 
+def test_the_same_clouds_as_clips_of_another_length():
+    model, point = task(), video(1, 2, POINTS)
+    logits(model, point)  # the clouds remember what is near
+    single = point.but(extra={"frames": 1})
+    assert torch.equal(logits(model, single), logits(model, single.but(cache={})))
+
+
 def test_frames_of_unequal_size():
     model, (first, second, third) = task(), (c.coord for c in video(1, 3, POINTS).split())
     even = logits(model, packed([first, second, third], 3)).split(POINTS)

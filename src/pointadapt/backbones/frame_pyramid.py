@@ -116,7 +116,7 @@ class PointConv4D(nn.Module):
         found = []
         for offset in offsets:
             other = neighbour_rows(rows, frames, offset, center.device)
-            key = ("4d", depth, offset, groups, self.radius)
+            key = ("4d", frames, depth, offset, groups, self.radius)
             index = point.remember(key, lambda other=other: self.neighbours(below, center, other))
             whole = no_graph(feat, self) and not self.training
             step = max(1, VALUES // (groups * index.shape[2] * self.widest)) if whole else rows

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointadapt.backbones.point_vit import RENAMED, Attention, Block, PointViT, PointViTConfig, Tokenizer
+from pointadapt.backbones.point_vit import RENAMED, Attention, Block, ClassTokens, PointViT, PointViTConfig, Tokenizer
 from pointadapt.ops.neighbors import gather
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
@@ -104,15 +104,8 @@ class CausalBlock(Block):
         return tokens.plus(self.ffn(tokens))
 
 
-class StartToken(nn.Module):
+class StartToken(ClassTokens):
     """Puts a learned token "sos" in front of "cls". The two have each other's position, as in the released code."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.zeros(1, 1, channels))
-        self.pos = nn.Parameter(torch.zeros(1, 1, channels))
-        nn.init.trunc_normal_(self.token, std=0.02)
-        nn.init.trunc_normal_(self.pos, std=0.02)
 
     def forward(self, tokens: Tokens) -> Tokens:
         assert tokens.pos is not None
@@ -149,7 +142,7 @@ class PointGPT(PointViT):
         if config.cls_tokens != 1:
             raise ValueError(f"PointViTConfig.cls_tokens is {config.cls_tokens}; PointGPT has 1")
         super().__init__(config)
-        self.start = StartToken(config.channels)
+        self.start = StartToken(1, config.channels)
         self.cls_norm = nn.LayerNorm(config.channels)
         self.fresh = ["cls", "cls_norm"]
 

@@ -376,7 +376,11 @@ class PTv3(Backbone):
             self.apply(init_truncated)
 
     def forward(self, point: Point) -> Point:
-        point = self.embedding(self.serialize(with_voxels(point, self.config.compat == "official")))
+        official = self.config.compat == "official"
+        point = with_voxels(point, official)
+        if official or self.config.legacy:  # curves of other depths than those that the caller's point may remember
+            point = point.but(cache={})
+        point = self.embedding(self.serialize(point))
         for stage in cast(list[Stage], [*self.enc, *reversed(self.dec)]):
             if stage.down is not None:
                 point = self.serialize(stage.down(point))

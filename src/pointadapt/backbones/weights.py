@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -141,6 +141,8 @@ def load_backbone(
     name = os.fspath(name_or_path)
     if weights not in ("default", None):
         raise UserError(f'weights must be "default" or None, got {weights!r}: give the checkpoint as name_or_path')
+    if compat not in get_args(Compat):
+        raise UserError(f"compat must be one of {', '.join(get_args(Compat))}, not {compat!r}")
     if is_foundation(name):
         return foundation(name, weights, decoder, config)
     if weights is None:
@@ -150,6 +152,10 @@ def load_backbone(
         architecture = BACKBONES[name].config
         if isinstance(config, Mapping) and isinstance(architecture, PointViTConfig):
             architecture = changed(architecture, config)
+        elif isinstance(config, type(architecture)):
+            architecture = config
+        elif config not in (None, name):
+            raise UserError(f"{name} with weights=None has its own architecture and takes no config: leave it out")
         return build(architecture, {}, compat, decoder, name=f"{name} (random weights)", origin=None)
     path = find(name)
     architecture, state = read_checkpoint(path, config, name)
@@ -311,6 +317,8 @@ def read_checkpoint(
         tensors, metadata = read_safetensors(path)
         stored = json.loads(metadata["config"]) if "config" in metadata else None
         if "pointadapt" in metadata and stored is not None:
+            if isinstance(config, Config) or (settings and "family" not in stored):
+                raise UserError(f"{path} says its own architecture: leave config (--architecture, --groups) out")
             if "family" in stored:
                 return read_object(tensors, PointViTConfig(**with_tuples(stored)), settings, path)
             if "base_channels" in stored:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.prompts import Prompt, first_after_cls, joined, keys_and_values
 from pointadapt.methods.sites import Site, width
@@ -57,9 +58,12 @@ class DAPTConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        targets = self.target_modules or ()
+        if self.prompts and "block" in targets and "mlp" not in targets:
+            raise UserError("prompts are made of what adapters at mlp add: put mlp beside block, or set prompts false")
         at_least(1, rank=self.rank)
         one_of("start", self.start, ("clean", "released"))
-        at_least(0, dropout=self.dropout, spread=self.spread)
+        at_least(0, spread=self.spread)
         if self.read is None:
             self.read = self.usual
 

@@ -17,6 +17,7 @@ from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_
 from pointadapt.methods.pointpeft import neighborhoods
 from pointadapt.methods.sites import Site, width
 from pointadapt.ops.amax import amax
+from pointadapt.ops.batchnorm import RowNorm
 from pointadapt.ops.neighbors import Groups, clouds_of, gather, group, group_stack, nearest
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
@@ -197,11 +198,8 @@ class RowsMLP(nn.Sequential):
     def __init__(self, *widths: int) -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
-            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+            layers += [nn.Linear(inputs, outputs), RowNorm(outputs), nn.ReLU()]
         super().__init__(*layers)
-
-    def forward(self, feat: Tensor) -> Tensor:
-        return super().forward(feat.flatten(0, -2)).unflatten(0, feat.shape[:-1])
 
 
 class ShiftNet(nn.Module):

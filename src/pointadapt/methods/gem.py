@@ -87,6 +87,7 @@ class GEMConfig(AdapterConfig):
             self.target_modules = ["cpe"] * self.use_sa + [self.context_slot] * self.use_ca
         super().__post_init__()
         at_least(1, rank=self.rank, rank_sa=self.rank_sa, rank_ca=self.rank_ca, num_latents=self.num_latents)
+        at_least(1, kernel_size=self.kernel_size)
         one_of("share", self.share, ("kv", "qk", "none"))
         one_of("latent_sharing", self.latent_sharing, ("global", "stage", "block"))
         one_of("step2", self.step2, ("read", "updated"))

@@ -18,6 +18,7 @@ from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_
 from pointadapt.methods.prompts import Prompt, drawn, joined, keys_and_values
 from pointadapt.methods.sites import Site, in_decoder, matches, plain_modules, width
 from pointadapt.ops.amax import amax
+from pointadapt.ops.batchnorm import RowNorm
 from pointadapt.ops.neighbors import gather
 from pointadapt.ops.order import curve_order
 from pointadapt.point import Point
@@ -198,7 +199,7 @@ def rows_along(point: Point, curve: str, count: int) -> Tensor:
             if n:
                 found.append(order[start + step * n // count])
             start += n
-        return torch.stack(found)
+        return torch.stack(found) if found else order.new_zeros(0, count)
 
     return point.remember(("along", curve, count), make)
 
@@ -208,13 +209,13 @@ class RowsLayer(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.linear, self.norm = nn.Linear(in_channels, channels, bias=False), nn.BatchNorm1d(channels)
+        self.linear, self.norm = nn.Linear(in_channels, channels, bias=False), RowNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activate(self.linear(x))
 
     def activate(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(x.flatten(0, -2)).view_as(x), 0.2)
+        return F.leaky_relu(self.norm(x), 0.2)
 
 
 class Edges(RowsLayer):
@@ -228,10 +229,9 @@ class Edges(RowsLayer):
         self.neighbors = neighbors
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, count, channels = x.shape
-        index = feature_neighbors(x, min(self.neighbors, count))
-        of_neighbor, of_center = self.linear.weight.split(channels, 1)
-        near = gather(F.linear(x, of_neighbor), index.flatten(1)).view(batch, count, -1, channels)
+        index = feature_neighbors(x, min(self.neighbors, x.shape[1]))
+        of_neighbor, of_center = self.linear.weight.split(x.shape[2], 1)
+        near = gather(F.linear(x, of_neighbor), index)  # [B, G, k, C]
         own = F.linear(x, of_center - of_neighbor)
         return amax(self.activate(near + own[:, :, None]), 2)
 

@@ -76,7 +76,7 @@ class PointLoRAConfig(AdapterConfig):
             self.target_modules = [t for t in self.target_modules or () if t not in self.default_targets[2:]]
         super().prepare(model)
         modules = plain_modules(model)
-        frozen = [bare(modules[site.name]) for site in find_sites(model, modules, self)]
+        frozen = [bare(modules[site.name]) for site in find_sites(modules, self)]
         #: What the shared MLPs stand beside: all Linear layers of one shape have one.
         self.shapes = sorted({(m.in_features, m.out_features) for m in frozen if isinstance(m, nn.Linear)})
         self.channels = getattr(backbone, "out_channels", 0)

@@ -154,7 +154,7 @@ class Grouping:
             starts = torch.tensor([0, *counts]).cumsum(0)[:-1]
             order = torch.cat([s + p for s, p in zip(starts.tolist(), shuffled, strict=True)]).to(order.device)
             inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        longest = max(counts)
+        longest = max(1, *counts)
         groups, lengths, divisors, taken = [], [], [], 0
         for n in counts:
             position = torch.arange(n, device=order.device)

@@ -85,7 +85,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def find_sites(model: nn.Module, modules: dict[str, nn.Module], config: Any) -> list[Site]:
+def find_sites(modules: dict[str, nn.Module], config: Any) -> list[Site]:
     """The modules of the backbone (or of the model, when it is one) that an AdapterConfig wants, in network order.
 
     Raises UserError when targets were named and none was found.

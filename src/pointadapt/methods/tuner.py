@@ -135,7 +135,7 @@ class Tuner(BaseTuner):
         elif config.modules_to_save is None and not config.target_modules:
             config.modules_to_save = trained_parts(model, config.trains)
         config.modules_to_save = leaves(modules, config.modules_to_save or []) or None
-        sites = find_sites(model, modules, config)
+        sites = find_sites(modules, config)
         context: Any = init_empty_weights if low_cpu_mem_usage else nullcontext
         with context():
             shared = config.shared(sites)

@@ -92,24 +92,26 @@ def tube(point: Point, center: Tensor, clouds: Tensor, size: int) -> Tensor:
 
 
 def around(center: Tensor, coord: Tensor, size: int) -> Tensor:
-    """[r, G, K, 3] points of coord [r, N, 3] nearest to center [r, G, 3], relative to it."""
-    return gather(coord, nearest(center, coord, size)) - center[:, :, None]
+    """[r, G, K, 3] points of coord [r, N, 3] nearest to center [r, G, 3], relative to it; of fewer, one again."""
+    index = nearest(center, coord, min(size, coord.shape[1]))
+    if index.shape[2] < size:  # of a frame without anchors: group() asks the others for enough
+        index = index[..., torch.arange(size, device=index.device).clamp(max=index.shape[2] - 1)]
+    return gather(coord, index) - center[:, :, None]
 
 
 def tracks(tokens: Tokens, kernel: int, follow: bool = True) -> list[Tensor]:
     """Where a temporal kernel finds its inputs: per offset -k//2..k//2 an index [R G] into patch tokens [R G].
 
     follow  the anchor nearest in the other frame; else the token of the same place in the sequence
-    Computed once for these centres. The first and last frame of a clip stand for those beyond.
+    Computed once for these centres in clips of this length. The first and last frame of a clip stand for those beyond.
     """
-
     center = tokens.center
     if center is None:
         raise UserError("tokens without centres have no tracks through time: use a backbone over groups of points")
+    rows, groups, _ = center.shape
+    frames = frames_in(tokens, rows)
 
     def make() -> list[Tensor]:
-        rows, groups, _ = center.shape
-        frames = frames_in(tokens, rows)
         same = torch.arange(groups, device=center.device).expand(rows, groups)
         found = []
         for offset in range(-(kernel // 2), kernel // 2 + 1):
@@ -118,7 +120,7 @@ def tracks(tokens: Tokens, kernel: int, follow: bool = True) -> list[Tensor]:
             found.append((other[:, None] * groups + near).flatten())
         return found
 
-    return tokens.remember_centers(("tracks", kernel, follow), make)
+    return tokens.remember_centers(("tracks", frames, kernel, follow), make)
 
 
 def group_labels(

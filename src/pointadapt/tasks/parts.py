@@ -51,7 +51,7 @@ class PartSegmentation(WithAuxiliary):
                 vector [B, taps * C] that a method left in the last tap's ``extra``. A method may choose others when
                 it is put in place: :meth:`read_from`
     dropout     inside the head
-    Raises UserError for a backbone without taps, fewer than two parts, or parts that are no index.
+    Raises UserError for a backbone without taps, fewer than two parts, and parts or taps that are no index.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class PartSegmentation(WithAuxiliary):
             raise UserError(f"categories name the parts {wrong}, there are only 0..{len(self.classes) - 1}")
         self.backbone = backbone
         self.name_or_path = backbone.name_or_path
-        self.taps = tuple(thirds(backbone.depth) if taps is None else sorted(taps))
+        self.taps = tapped_blocks(backbone.depth, taps)
         self.dropout = dropout
         self.read: tuple[str, ...] = ()
         self.read_from(read or backbone.part_reads)
@@ -139,6 +139,15 @@ class PartSegmentation(WithAuxiliary):
         if self.categories:
             logits = self.restrict(logits, point.extra["category"][point.batch])
         return logits.argmax(1)
+
+
+def tapped_blocks(depth: int, taps: Sequence[int] | None) -> tuple[int, ...]:
+    """The blocks that a head taps, in order; None: the ends of three equal thirds. Raises UserError for one that is
+    none of the backbone's ``depth``, and for none at all."""
+    found = tuple(thirds(depth) if taps is None else sorted(set(taps)))
+    if not found or not 0 <= found[0] <= found[-1] < depth:
+        raise UserError(f"taps must name blocks of the backbone, 0..{depth - 1}, not {taps}")
+    return found
 
 
 def thirds(depth: int) -> list[int]:

@@ -22,7 +22,7 @@ from pointadapt.ops.neighbors import spread
 from pointadapt.point import Point
 from pointadapt.tasks.clips import VideoHead, VideoTask
 from pointadapt.tasks.head import backbone_fingerprint, check_untrained
-from pointadapt.tasks.parts import head_widths, side_by_side, thirds
+from pointadapt.tasks.parts import head_widths, side_by_side, tapped_blocks
 from pointadapt.tasks.pyramid_head import PyramidHead
 from pointadapt.tokens import Tokens
 
@@ -63,7 +63,7 @@ class VideoSegmentation(VideoTask):
             raise UserError(f"head must be one of mlp, pyramid, slim, not {head!r}")
         if not backbone.depth:
             raise UserError(f"{backbone.name_or_path} has no groups of points to segment by: use point-mae or its kin")
-        self.taps = tuple(thirds(backbone.depth) if taps is None else sorted(taps))
+        self.taps = tapped_blocks(backbone.depth, taps)
         self.head_kind, self.skip, self.dropout = head, skip, dropout
         if head == "mlp":
             self.read_from(read or ("max", "mean"))
