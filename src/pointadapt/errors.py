@@ -5,5 +5,9 @@ class UserError(ValueError):
     """Bad input or a wrong argument. The command line prints its text alone and exits with code 2."""
 
 
+class NoPoints(UserError):
+    """A file that can be read and holds no points, which a frame of a video may."""
+
+
 class Diverged(UserError):
     """Training whose loss is no number any more."""

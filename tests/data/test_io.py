@@ -517,3 +517,12 @@ def test_las_keeps_vlrs_and_evlrs_but_no_octree(tmp_path):
     assert not [v for v in out.vlrs if v.user_id == "copc"]
     assert [v.record_data for v in out.evlrs] == [b"x" * 100_000]
     assert (out.classification == 5).all() and len(out) == 200
+
+
+@pytest.mark.parametrize("target", ["note.txt/out.ply", f"{'n' * 250}.ply"])
+def test_a_place_where_nothing_can_be_written(tmp_path, target):
+    write_ply(tmp_path / "a.ply", cloud())
+    (tmp_path / "note.txt").write_text("a file, no folder")
+    with pytest.raises(UserError, match="cannot be written .*; nothing was left behind"):
+        write_labels(tmp_path / "a.ply", tmp_path / target, np.zeros(200, int), np.zeros(200))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ply", "note.txt"]

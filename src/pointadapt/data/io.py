@@ -6,13 +6,16 @@ import errno
 import importlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from pointadapt.data.formats.lidar import labels_beside
+from pointadapt.data.formats.npy import label_file
 from pointadapt.data.scan import Scan
-from pointadapt.errors import UserError
+from pointadapt.errors import NoPoints, UserError
 
 #: File ending -> module of :mod:`pointadapt.data.formats`, imported when first needed.
 FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "e57", ".npy": "npy", ".npz": "npy"}
@@ -52,7 +55,7 @@ def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
             f"{path}: not readable as {ending}, so damaged or truncated ({reason(error)}); copy or export it again"
         ) from error
     if len(scan) == 0:
-        raise UserError(f"{path}: the file has no points")
+        raise NoPoints(f"{path}: the file has no points")
     bad = len(scan) - int(np.isfinite(scan.coord).all(1).sum())
     if bad:
         raise UserError(f"{path}: {bad} of {len(scan)} points have NaN or infinite coordinates; remove these points")
@@ -91,7 +94,8 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
         cause = os.strerror(errno.ENOSPC) if full else reason(error)
         raise UserError(f"{target}: cannot be written ({cause}); nothing was left behind") from error
     finally:
-        remove(temporary)
+        with suppress(OSError):  # the error above tells: a name too long, a folder that is a file
+            remove(temporary)
 
 
 def is_scan(path: Path) -> bool:
@@ -102,6 +106,14 @@ def is_scan(path: Path) -> bool:
         return path.name.endswith(".pcd.bin") or path.parent.name == "velodyne"
     beside = path.suffix.lower() == ".npy" and path.stem.endswith(("_labels", "_label"))
     return path.suffix.lower() in FORMATS and not beside
+
+
+def files_of(path: Path) -> list[Path]:
+    """All that a scan is read from: its file, or its folder and the arrays in it, and labels that lie beside."""
+    if path.is_dir():
+        return [path, *sorted(path.glob("*.npy"))]
+    beside = label_file(path) if path.suffix.lower() == ".npy" else labels_beside(path)
+    return [path] if beside is None else [path, beside]
 
 
 def is_left_out(path: Path) -> bool:

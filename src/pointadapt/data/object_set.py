@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pointadapt.data.object_files import Item, in_two_splits, list_items, taken_apart
-from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, sorted_rows, unit_sphere
-from pointadapt.data.scans import SPLITS, YAML, check_keys, check_text, one_of, repeated, whole, wrong
-from pointadapt.data.transforms import Sample
+from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, sorted_rows
+from pointadapt.data.scans import SPLITS, YAML, check_keys, check_text, one_of, read_yaml, repeated, whole, wrong
+from pointadapt.data.transforms import Sample, unit_sphere
 from pointadapt.errors import UserError
 
 TASKS = ("classification", "parts")
@@ -209,14 +208,6 @@ def check_coord(coord: np.ndarray, path: Path | str, need: int = 1) -> None:
 def draw(name: str, seed: int = 0) -> bytes:
     """A random number that belongs to a name, for splits that stay when shapes are added."""
     return hashlib.sha256(f"{seed} {name}".encode()).digest()
-
-
-def read_yaml(file: Path) -> Any:
-    """The content of a yaml. Raises UserError when it is none."""
-    try:
-        return yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
 
 
 # --- checks of the yaml's values: (file, key, value) -> value, or UserError -----------------------------------------

@@ -20,6 +20,7 @@ from pointadapt.data.scan import Scan
 from pointadapt.data.split_lists import expand, labels_of, scan_of
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
+from pointadapt.files import read_text
 from pointadapt.kinds import YAML
 
 SPLITS = ("train", "val", "test")
@@ -79,11 +80,7 @@ class DataSet:
             raise UserError(f"{path} is a scan: give the folder it is in, with a {YAML} or labels to make one from")
         if not file.is_file():
             raise UserError(f"{path}: no {YAML} here; write one with: pointadapt init {path}")
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
-        dataset = replace(cls.from_dict(content, file.parent, file), yaml_file=file)
+        dataset = replace(cls.from_dict(read_yaml(file), file.parent, file), yaml_file=file)
         for split in dataset.splits:
             for scan in dataset.paths(split):
                 if not scan.exists():
@@ -221,6 +218,14 @@ class DataSet:
         if self.normals == "file" and scan.normal is not None:
             return (scan.normal[rows] @ UP[self.up].T).astype(np.float32)
         return estimate_normals(coord, self.grid_size)
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a yaml. Raises UserError when it is none."""
+    try:
+        return yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
 
 
 # --- checks of the yaml's values: (file, key, value) -> value, or UserError -----------------------------------------

@@ -22,9 +22,18 @@ from pointadapt.data.object_set import (
     check_switch,
     checked,
     draw,
-    read_yaml,
 )
-from pointadapt.data.scans import SPLITS, YAML, check_ignore, check_positive, check_text, repeated, whole, wrong
+from pointadapt.data.scans import (
+    SPLITS,
+    YAML,
+    check_ignore,
+    check_positive,
+    check_text,
+    read_yaml,
+    repeated,
+    whole,
+    wrong,
+)
 from pointadapt.data.video_files import Video, list_videos
 from pointadapt.data.video_transforms import VIDEO_TRANSFORMS
 from pointadapt.errors import UserError
