@@ -1,5 +1,6 @@
 """The command line from outside: help, the whole path, and one line with exit code 2 for whatever a user can mend."""
 
+import errno
 import json
 import os
 import resource
@@ -353,6 +354,14 @@ def test_unexpected_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(cli.Info, "run", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main(["info", "x"])
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    def refuse(self):
+        raise PermissionError(errno.EACCES, "Permission denied", "scans/dataset.yaml")
+
+    monkeypatch.setattr(cli.Info, "run", refuse)
+    assert "scans/dataset.yaml: Permission denied; see who may read" in refused(capsys, "info", "x")
 
 
 def test_ctrl_c(monkeypatch, capsys):

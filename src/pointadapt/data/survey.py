@@ -154,7 +154,7 @@ def propose(
     return DataSet(
         folder=folder,
         classes=chosen,
-        ignore=tuple(raw for raw in sorted(found) if raw not in chosen and raw >= 0),
+        ignore=tuple(raw for raw in sorted(found) if raw not in chosen and raw != -1),
         splits=suggest_splits(files, set(chosen), val),
         label_field=label_field or Counter(f.label_field for f in files if f.label_field).most_common(1)[0][0],
         grid_size=grid_size,
