@@ -6,7 +6,6 @@ sees a random clip of each video per epoch; evaluation and prediction see all cl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from pointadapt.domains import alignment
 from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, gathered, give_back_memory, process
 from pointadapt.domains.video_outputs import TABLE, picture_of, video_jobs, write_table
 from pointadapt.errors import UserError
+from pointadapt.files import read_json
 from pointadapt.metrics import confusion_matrix
 from pointadapt.metrics_video import ClipVotes
 from pointadapt.run import Run
@@ -129,7 +129,7 @@ class Videos(Domain):
     def notes(self, items: VideoItems) -> list[str]:
         """For the report: what was done to short videos, and what Stage 1 did."""
         told = self.run.folder / alignment.LOG
-        return [*items.notes, *([alignment.in_words(json.loads(told.read_text()))] if told.is_file() else [])]
+        return [*items.notes, *([alignment.in_words(read_json(told))] if told.is_file() else [])]
 
     def check_asked(self, asked: Asked) -> None:
         if asked.corruption:
