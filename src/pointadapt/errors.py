@@ -1,5 +1,7 @@
 """Exceptions for things a user can mend: a sentence naming the file or argument, the cause and the cure."""
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """Bad input or a wrong argument. The command line prints its text alone and exits with code 2."""
@@ -11,3 +13,8 @@ class NoPoints(UserError):
 
 class Diverged(UserError):
     """Training whose loss is no number any more."""
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names for a sentence, and how many there are more: a folder may hold thousands."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

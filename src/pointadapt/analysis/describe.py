@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pointadapt.errors import UserError
+from pointadapt.errors import UserError, few
 from pointadapt.files import read_json
 from pointadapt.kinds import KINDS, SCENES, YAML
 
@@ -76,8 +76,8 @@ def scores_table(result: dict[str, Any]) -> Table:
     if dropped := result.get("dropped"):
         if "video_accuracy_all" in result:
             made.add_row("video acc., those left out as wrong", percent(result["video_accuracy_all"]))
-        made.caption = f"left out, shorter than a clip (`short_video`): {', '.join(dropped[:5])}"
-        made.caption += f" and {len(dropped) - 5} more, see evaluation.json" if len(dropped) > 5 else ""
+        made.caption = f"left out, shorter than a clip (`short_video`): {few(dropped)}"
+        made.caption += ", see evaluation.json" if len(dropped) > 5 else ""
         made.caption_justify = "left"
     return made
 

@@ -15,7 +15,7 @@ import numpy as np
 from pointadapt.data.formats.lidar import labels_beside
 from pointadapt.data.formats.npy import label_file
 from pointadapt.data.scan import Scan
-from pointadapt.errors import NoPoints, UserError
+from pointadapt.errors import NoPoints, UserError, few
 
 #: File ending -> module of :mod:`pointadapt.data.formats`, imported when first needed.
 FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "e57", ".npy": "npy", ".npz": "npy"}
@@ -27,6 +27,8 @@ LABELLED = "_labelled"
 #: Ending of an output -> endings of what it may have been made of, where that is not its own; "" is a folder.
 ARRAYS = ("", ".npy", ".npz", ".h5", ".hdf5")
 MADE_OF = {"": ARRAYS, ".csv": (*ARRAYS, *FORMATS, ".off", ".xyz", ".txt", ".csv", ".pts")}
+#: Coordinates beyond this are what some programs write for "no value" (1e20, 3.4e38); voxels cannot be counted there.
+NOWHERE = 1e15
 #: A disk with fewer bytes left is why a file could not be written.
 FULL = 1 << 14
 
@@ -36,8 +38,8 @@ def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
 
     label_field  where its labels are; by default the first known name (:data:`pointadapt.data.scan.LABELS`)
 
-    Raises UserError when the file is missing, empty, damaged or of another kind, has no points, or has NaN or
-    infinite coordinates.
+    Raises UserError when the file is missing, empty, damaged or of another kind, has no points, or has NaN, infinite
+    or senselessly large coordinates.
     """
     path = Path(path)
     if not path.exists():
@@ -56,9 +58,12 @@ def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
         ) from error
     if len(scan) == 0:
         raise NoPoints(f"{path}: the file has no points")
-    bad = len(scan) - int(np.isfinite(scan.coord).all(1).sum())
+    bad = len(scan) - int((np.abs(scan.coord) < NOWHERE).all(1).sum())
     if bad:
-        raise UserError(f"{path}: {bad} of {len(scan)} points have NaN or infinite coordinates; remove these points")
+        raise UserError(
+            f"{path}: {bad} of {len(scan)} points have NaN or infinite coordinates, or beyond {NOWHERE:g}; "
+            f"remove these points"
+        )
     return scan
 
 
@@ -142,8 +147,7 @@ def left_out(folder: Path) -> str:
         found += [Path(place, name).relative_to(folder).as_posix() for name in sorted(made)]
     if not found:
         return ""
-    few = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-    return f"{folder}: left out as made by predict: {few}; rename what is your own data"
+    return f"{folder}: left out as made by predict: {few(found)}; rename what is your own data"
 
 
 def walk_scans(folder: Path) -> list[Path]:
