@@ -78,9 +78,8 @@ def check_resumable(run: Run, started: Run, dataset: Any) -> None:
     The data may have moved since.
     """
     file = run.folder / "run.json"
-    then = type(dataset).from_dict(
-        read_settings(file)["dataset"], dataset.folder, file
-    )  # keys since then: their defaults
+    content = read_settings(file)["dataset"]
+    then = type(dataset).from_dict(content, dataset.folder, file)  # keys since then: their defaults
     if json.dumps(then.as_dict()) != json.dumps(dataset.as_dict()):
         raise UserError(
             f"{dataset.file} is another data set than {run.folder} was started on: give that one, or another --out"

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pointadapt.data.io import is_scan
-from pointadapt.data.scans import DataSet
+from pointadapt.data.scans import MODEL_VOXEL, DataSet
 from pointadapt.data.split_lists import APART
 from pointadapt.data.unpickle import read_pickle
 from pointadapt.errors import UserError
 from pointadapt.files import read_json
 from pointadapt.kinds import YAML
 
-#: A voxel's edge after scaling: what Sonata, Concerto and most others were trained on.
-MODEL_VOXEL = 0.02
 Splits = dict[str, tuple[str, ...]]
 AREAS = tuple(f"Area_{i}" for i in range(1, 7))
 CHUNKS = "train_grid1mm_chunk6x6_stride3x3"

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from pointadapt.data.io import files_of
 from pointadapt.data.labels import keep_points
 from pointadapt.data.scans import DataSet
-from pointadapt.data.tiles import tiles
+from pointadapt.data.tiles import MARGIN, tiles
 from pointadapt.data.transforms import Sample, Transform, take
 from pointadapt.errors import UserError
 from pointadapt.files import read_json
@@ -127,7 +127,7 @@ class ScanDataset(Dataset):
             sample = thin(sample, self.dataset.voxel, np.random.default_rng(self.seed), self.points is not None)
         sample = {**sample, "color": sample["color"].astype(np.uint8), "segment": sample["segment"].astype(np.int16)}
         items = []
-        margin = 0.0 if self.train else 25 * self.dataset.voxel
+        margin = 0.0 if self.train else MARGIN * self.dataset.voxel
         for rows, core in tiles(sample["coord"], self.dataset.voxel, self.limit, margin):
             item = take(sample, rows)
             item["segment"][~core] = -1

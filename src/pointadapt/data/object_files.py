@@ -81,7 +81,7 @@ def listed_files(dataset: ObjectSet, path: Path) -> list[Path] | None:
 def in_two_splits(dataset: ObjectSet) -> tuple[str, str, str] | None:
     """(file, split, another) of the first file that two splits list, by whatever path or link; no array is read."""
     owners: dict[str, list[tuple[str, str]]] = {}  # real file -> (what is meant in it, split)
-    folders: dict[Path, str] = {}
+    folders: dict[Path, str] = {}  # as they are named -> where they really are
     for split, sources in dataset.splits.items():
         for source in sources:
             name, within = taken_apart(dataset.folder, source)

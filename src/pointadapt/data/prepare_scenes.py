@@ -8,12 +8,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import numpy as np
 from pointadapt.data.benchmark_init import init_benchmark
 from pointadapt.data.benchmarks import AREAS, NUSCENES_LISTS, facts, find_benchmark
 from pointadapt.data.io import reason, replace
-from pointadapt.data.prepare import Outcome, Show
+from pointadapt.data.prepare import Outcome, Show, shared
 from pointadapt.data.split_lists import APART
 from pointadapt.errors import UserError
 from pointadapt.files import read_json, read_text, write_text
@@ -38,21 +36,12 @@ def convert_all(jobs: Sequence[Job], overwrite: bool, workers: int, show: Show |
     """Run (source, target, function, further arguments) for every target that is not there."""
     todo = [job for job in jobs if overwrite or not job[1].is_dir()]
     failed, notes = [], []
-    for done, (problem, note) in enumerate(results(todo, workers), len(jobs) - len(todo) + 1):
+    for done, (problem, note) in enumerate(shared(convert, todo, workers), len(jobs) - len(todo) + 1):
         failed += [problem] if problem else []
         notes += [note] if note else []
         if show is not None:
             show(done, len(jobs))
     return Outcome(len(todo) - len(failed), len(jobs) - len(todo), tuple(notes), tuple(failed))
-
-
-def results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, str]]:
-    if workers <= 1 or len(jobs) < 2:
-        yield from map(convert, jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # forked copies of a process with threads may hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        yield from pool.map(convert, jobs)
 
 
 def convert(job: Job) -> tuple[str, str]:

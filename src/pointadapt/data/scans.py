@@ -27,6 +27,8 @@ SPLITS = ("train", "val", "test")
 #: Fields that say where a data set lies; they are no keys of the yaml.
 PLACES = ("folder", "yaml_file")
 NORMALS = ("file", "estimate", "none")
+#: A voxel's edge after scaling: what Sonata, Concerto and most others were trained on, in metres.
+MODEL_VOXEL = 0.02
 #: Matrices that bring a file's axes to x east, y north, z up, all without mirroring.
 UP = {
     "z": np.eye(3),
@@ -258,22 +260,26 @@ def check_ignore(file: Any, key: str, value: Any) -> tuple[int, ...]:
     return tuple(whole(file, key, raw) for raw in value)
 
 
-def check_splits(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
+def check_splits(file: Any, key: str, value: Any, what: str = "scan") -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict) or not set(value) <= set(SPLITS):
         raise wrong(file, key, value, f"lists of paths under {', '.join(SPLITS)}")
-    splits: dict[str, tuple[str, ...]] = {}
-    for split, scans in value.items():
-        if not isinstance(scans or [], list | tuple):
-            raise wrong(file, f"{key}.{split}", scans, "a list of paths")
-        splits[split] = tuple(str(scan) for scan in scans or [])
-    refuse_twice(file, (scan for scans in splits.values() for scan in scans))
+    splits = path_lists(file, key, value)
+    refuse_twice(file, (path for paths in splits.values() for path in paths), what)
     return splits
 
 
-def refuse_twice(file: Any, scans: Iterable[str]) -> None:
-    twice = repeated(scans)
-    if twice:
-        raise UserError(f"{file}: {twice} is listed twice in `splits`; a scan learned from cannot be a test as well")
+def path_lists(file: Any, key: str, value: dict) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for split, paths in value.items():
+        if not isinstance(paths or [], list | tuple):
+            raise wrong(file, f"{key}.{split}", paths, "a list of paths")
+        found[str(split)] = tuple(str(path) for path in paths or [])
+    return found
+
+
+def refuse_twice(file: Any, paths: Iterable[str], what: str = "scan") -> None:
+    if twice := repeated(paths):
+        raise UserError(f"{file}: {twice} is listed twice in `splits`; a {what} learned from cannot be a test as well")
 
 
 def check_keys(file: Any, content: dict, known: list[str]) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 
 from pointadapt.data.frame_names import natural
 from pointadapt.data.layout import UP_NOTE, Layout
+from pointadapt.data.object_arrays import first, text
 from pointadapt.data.object_layouts import pick
 from pointadapt.data.scans import SPLITS
-from pointadapt.data.video_arrays import VideoArrays, first, holds_videos, read_videos, text
+from pointadapt.data.video_arrays import VideoArrays, holds_videos, read_videos
 from pointadapt.data.video_classes import (
     HOI4D_IGNORED,
     HOI4D_SEGMENTS,

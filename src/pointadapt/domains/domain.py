@@ -28,6 +28,8 @@ from pointadapt.errors import UserError
 from pointadapt.kinds import KINDS, YAML, Kind
 from pointadapt.run import Run, read_settings
 
+#: From y up, which models of shapes and videos know, to z up, which the report's view shows.
+TO_VIEW = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 #: Told while a source is worked on: (share done, its name or None).
 Show = Callable[[float, str | None], None]
 

@@ -16,9 +16,9 @@ from pointadapt.data.object_files import TEXT, read_columns
 from pointadapt.data.object_transforms import object_eval
 from pointadapt.data.objects import ObjectItems, thin
 from pointadapt.data.transforms import Sample
-from pointadapt.domains.domain import Asked, Found, Show
+from pointadapt.domains.domain import TO_VIEW, Asked, Found, Show
 from pointadapt.domains.files import file_jobs
-from pointadapt.domains.objects import TO_VIEW, VIEWS, Objects, notes_on, shape_files
+from pointadapt.domains.objects import VIEWS, Objects, notes_on, shape_files
 from pointadapt.errors import UserError
 from pointadapt.files import read_text, write_text
 from pointadapt.metrics import confusion_matrix, part_scores, shape_miou, sum_over_processes

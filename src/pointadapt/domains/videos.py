@@ -23,7 +23,7 @@ from pointadapt.data.video_set import VideoSet
 from pointadapt.data.video_transforms import VIDEO_TRANSFORMS
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.domains import alignment
-from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, gathered, give_back_memory, process
+from pointadapt.domains.domain import TO_VIEW, Asked, Domain, Found, Show, autocast, gathered, give_back_memory, process
 from pointadapt.domains.video_outputs import TABLE, picture_of, video_jobs, write_table
 from pointadapt.errors import UserError
 from pointadapt.files import read_json
@@ -32,8 +32,6 @@ from pointadapt.metrics_video import ClipVotes
 from pointadapt.run import Run
 from pointadapt.tasks.video import VideoClassification
 
-#: From y up, which the models know, to z up, which the report's view shows.
-TO_VIEW = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 #: Frames of a clip that the report shows side by side.
 SHOWN_FRAMES = 5
 #: Bytes of frames kept in prediction, where only clips that overlap show one twice.
