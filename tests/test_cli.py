@@ -1,5 +1,6 @@
 """The command line from outside: help, the whole path, and one line with exit code 2 for whatever a user can mend."""
 
+import errno
 import json
 import os
 import resource
@@ -353,6 +354,25 @@ def test_unexpected_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(cli.Info, "run", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main(["info", "x"])
+
+
+def test_info_on_what_is_no_adapter(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "is no readable adapter: 'peft_type'" in refused(capsys, "info", tmp_path)
+
+
+def test_pooling_a_damaged_evaluation(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"run": {}, "dataset": {}}')
+    (tmp_path / "evaluation.json").write_text('{"miou": 0.')
+    assert "evaluation.json: no valid JSON" in refused(capsys, "pool", tmp_path, tmp_path)
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    def refuse(self):
+        raise PermissionError(errno.EACCES, "Permission denied", "scans/dataset.yaml")
+
+    monkeypatch.setattr(cli.Info, "run", refuse)
+    assert "scans/dataset.yaml: Permission denied; see who may read" in refused(capsys, "info", "x")
 
 
 def test_ctrl_c(monkeypatch, capsys):

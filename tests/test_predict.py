@@ -93,11 +93,13 @@ def test_folder(run, tmp_path, capsys):
     (folder / "deep").mkdir(parents=True)
     write_ply(folder / "a.ply", *scan(1))
     write_ply(folder / "deep" / "b.ply", *scan(2))
-    (folder / "notes.txt").write_text("not a scan")
+    for name in ("notes.txt", *(f"photo{i}.jpg" for i in range(9))):
+        (folder / name).write_text("not a scan")
     written = predict(run, folder)
     out = tmp_path / "scans_labelled"
     assert written == [out / "a.ply", out / "deep" / "b.ply"] and all(file.exists() for file in written)
-    assert "notes.txt" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "notes.txt" in told and "photo3.jpg and 5 more" in told and "photo4.jpg" not in told
     with pytest.raises(UserError, match="exists already"):
         predict(run, folder)
     assert predict(run, folder, overwrite=True) == written

@@ -49,6 +49,7 @@ def test_default_folder():
         {"mix3d": 1.5},
         {"tta": 14},
         {"tile": 0},
+        {"seed": -1},
     ],
     ids=lambda s: next(iter(s)),
 )

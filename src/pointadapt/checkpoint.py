@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pointadapt.errors import UserError
 from pointadapt.files import write_bytes, write_text
-from pointadapt.run import Run, read_json
+from pointadapt.run import Run, read_settings
 
 ALIGNED = ("align.json", "align.safetensors")  # Stage 1 of PointATA, done (domains/alignment.py)
 MADE_BY_TRAINING = (*ALIGNED, "run.json", "result.json", "metrics.jsonl", "adapter", "state", "tensorboard")
@@ -78,7 +78,8 @@ def check_resumable(run: Run, started: Run, dataset: Any) -> None:
     The data may have moved since.
     """
     file = run.folder / "run.json"
-    then = type(dataset).from_dict(read_json(file)["dataset"], dataset.folder, file)  # keys since then: their defaults
+    content = read_settings(file)["dataset"]
+    then = type(dataset).from_dict(content, dataset.folder, file)  # keys since then: their defaults
     if json.dumps(then.as_dict()) != json.dumps(dataset.as_dict()):
         raise UserError(
             f"{dataset.file} is another data set than {run.folder} was started on: give that one, or another --out"

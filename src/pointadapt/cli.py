@@ -28,7 +28,12 @@ from pointadapt.cli_tools import DistanceOf, Prepare, number, split_list, with_h
 from pointadapt.errors import UserError
 from pointadapt.run import option
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: What of the system's errors a user can mend, and how.
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and retry"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see who may read and write it"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return fail(str(error))
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in CURES:
             raise
-        return fail(f"cannot write {error.filename or 'the output'}: {os.strerror(error.errno)}; make room and retry")
+        return fail(f"{error.filename or 'the output'}: {os.strerror(error.errno)}; {CURES[error.errno]}")
     except KeyboardInterrupt:
         print("pointadapt: stopped", file=sys.stderr)
         return 130

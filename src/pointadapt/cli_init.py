@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pointadapt.errors import UserError
+from pointadapt.files import read_text
 from pointadapt.kinds import YAML
 from pointadapt.run import option
 
@@ -84,14 +85,14 @@ class Init:
         self.tell(file)
 
     def tell(self, file: Path) -> None:
-        print(file.read_text(), end="")
+        print(read_text(file), end="")
         print(f"\nwrote {file}: check it, then run: pointadapt adapt {self.scans}")
 
     def init_scenes(self, benchmark: Any) -> None:
         from pointadapt.data.benchmark_init import init_benchmark
 
         files = init_benchmark(self.scans, benchmark, self.grid_size, self.scale, self.overwrite)
-        print(files[0].read_text(), end="")
+        print(read_text(files[0]), end="")
         for note in benchmark.notes:
             print(f"note: {note}", file=sys.stderr)
         known, grid = indoor_grid(self.backbone), next(iter(benchmark.datasets.values())).grid_size

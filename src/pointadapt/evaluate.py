@@ -16,10 +16,10 @@ from pointadapt.analysis.report import Result, write_report
 from pointadapt.domains.domain import Asked, open_domain, remembered_domain
 from pointadapt.domains.models import load_model
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_json, write_text
 from pointadapt.metrics import Absent, scores
 from pointadapt.predict import with_views
-from pointadapt.run import Run, read_json
+from pointadapt.run import Run, read_settings
 
 #: Scans or shapes that report.html shows in 3D.
 SCENES = 3
@@ -95,7 +95,7 @@ def scored(folder: Path) -> dict[str, Any]:
     again = f"score it with pointadapt evaluate {folder}"
     if not file.is_file():
         raise UserError(f"{folder} has no evaluation.json: {again}")
-    found = {**read_json(folder / "run.json")["run"], **json.loads(file.read_text()), "run": str(folder)}
+    found = {**read_settings(folder / "run.json")["run"], **read_json(file), "run": str(folder)}
     if found.get("kind", "scenes") != "scenes":
         raise UserError(f"{folder} is for {found['kind']}: only evaluations of scenes can be pooled")
     if "scans" not in found:

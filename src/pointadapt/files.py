@@ -1,11 +1,13 @@
-"""Files that are written whole or not at all: to a temporary name in the same folder, then renamed."""
+"""Files that are written whole or not at all (to a temporary name in the same folder, then renamed); text in UTF-8."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pointadapt.errors import UserError
 
@@ -28,7 +30,8 @@ def written(file: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error above tells: a name too long, a folder that is a file
+            temporary.unlink()
 
 
 def write_text(file: Path | str, text: str) -> None:
@@ -40,3 +43,19 @@ def write_bytes(file: Path | str, content: bytes) -> None:
     """Raises UserError when it cannot be written."""
     with written(file) as temporary:
         temporary.write_bytes(content)
+
+
+def read_text(file: Path | str) -> str:
+    """The text of a UTF-8 file, without the mark that some editors put first. Raises UserError for other encodings."""
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: no text in UTF-8 ({error.reason}, byte {error.start}); save it in UTF-8") from error
+
+
+def read_json(file: Path | str) -> Any:
+    """What a JSON file holds. Raises UserError when it is damaged."""
+    try:
+        return json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: no valid JSON, so damaged ({error}); write it again") from error

@@ -158,7 +158,8 @@ def kind_of(path: Path | str) -> str:
     path = Path(path)
     file = path / YAML if path.is_dir() else path
     if file.name.endswith((".yaml", ".yml")) and file.is_file():
-        found = re.search(r"^task\s*:\s*[\"']?([\w-]+)", file.read_text(errors="replace"), re.MULTILINE)
+        text = file.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^task\s*:\s*[\"']?([\w-]+)", text, re.MULTILINE)
         if found and found[1] in KINDS:
             return found[1]
     return SCENES.name

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_text, write_text
 from pointadapt.kinds import KINDS, SCENES, Kind, defaults_in_words, kind_of
 
 RATES = ("lr", "head_lr", "backbone_lr", "weight_decay", "clip", "dropout", "mix3d", "smoothing", "warmup", "val_share")
@@ -131,10 +131,7 @@ class Run:
         counts = ("steps", "epochs", "groups", "batch_size", "grad_accum", "eval_every", "tile")
         least: dict[str, int] = {
             **dict.fromkeys(counts, 1),
-            "num_workers": 0,
-            "cache_features": 0,
-            "threads": 0,
-            "tta": 0,
+            **dict.fromkeys(("num_workers", "cache_features", "threads", "tta", "seed"), 0),
         }
         least["points"] = 1 if self.kind == SCENES.name else 0
         for name, low in least.items():
@@ -174,7 +171,7 @@ class Run:
     def load(cls, folder: Path | str) -> Run:
         """The Run that made ``folder``; its ``out`` is the folder as given, wherever it was moved."""
         file = Path(folder) / "run.json"
-        content = read_json(file)
+        content = read_settings(file)
         values = {"kind": content["dataset"].get("task", SCENES.name), **content["run"]}  # version 0.1 had scenes only
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
@@ -185,12 +182,12 @@ class Run:
             raise UserError(f"{file} cannot be read as a run: {error}") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
     """The content of a run.json. Raises UserError when there is none, or another kind of file."""
     if not file.is_file():
         raise UserError(f"{file.parent} is no run folder: it has no {file.name}")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
         if not (isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("run", "dataset"))):
             raise ValueError("it lacks the objects run and dataset")
     except ValueError as error:

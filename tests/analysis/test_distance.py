@@ -13,10 +13,9 @@ from pointadapt.analysis.distance import (
     distance_table,
     draw_label_distances,
     embedder,
-    shape_features,
 )
+from pointadapt.analysis.folder_features import folder_features
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
-from pointadapt.backbones.weights import load_backbone
 from pointadapt.errors import UserError
 
 
@@ -83,12 +82,12 @@ def test_the_table_is_ordered_and_takes_a_source_for_each_model():
 def test_features_of_a_folder(tmp_path, backbone):
     place = folder(tmp_path / "a", ["rod", "plate"])
     backbone.train()
-    found = shape_features(backbone, place, limit=6)
+    found = folder_features(backbone, place, limit=6)
     assert found.features.shape == (6, 24) and sorted(found.labels) == ["plate"] * 3 + ["rod"] * 3
     assert backbone.training and not found.features.requires_grad
     again = embedder(backbone, limit=6)(place)
     assert torch.equal(found.features, again.features)
-    assert not torch.allclose(found.features, shape_features(backbone, place, limit=6, at="output").features)
+    assert not torch.allclose(found.features, folder_features(backbone, place, limit=6, at="output").features)
 
 
 def test_a_nearer_folder_is_nearer(tmp_path, backbone):
@@ -118,10 +117,6 @@ def test_pictures_show_each_pair(tmp_path):
 def test_what_has_no_distance_is_said(tmp_path, backbone):
     place = folder(tmp_path / "a", ["rod", "plate"])
     with pytest.raises(UserError, match="lists no shapes"):
-        shape_features(backbone, place, split="test")
-    scenes = tmp_path / "scenes"
-    scenes.mkdir()
-    with pytest.raises(UserError):
-        shape_features(backbone, scenes)
-    with pytest.raises(UserError, match="no patch tokens"):
-        shape_features(load_backbone("nano"), place)
+        folder_features(backbone, place, split="test")
+    with pytest.raises(UserError, match="there is no folder"):
+        folder_features(backbone, tmp_path / "nowhere")

@@ -7,15 +7,12 @@ from PIL import Image
 from pointadapt.analysis.view import (
     BACKGROUND,
     PALETTE,
-    RIGHT,
     UNLABELLED,
-    WRONG,
     class_colors,
     draw,
-    error_colors,
     height_colors,
     panels,
-    render,
+    save_png,
 )
 
 RED, BLUE = np.array([250, 0, 0]), np.array([0, 0, 250])
@@ -68,10 +65,9 @@ def test_tiny_clouds(number):
     assert (image != BACKGROUND).any() == (number > 0)
 
 
-def test_class_and_error_colors():
-    segment, predicted = np.array([0, 3, -1, 5]), np.array([0, 4, 2, 5])
+def test_class_colors():
+    segment = np.array([0, 3, -1, 5])
     assert np.array_equal(class_colors(segment), [PALETTE[0], PALETTE[3], UNLABELLED, PALETTE[5]])
-    assert np.array_equal(error_colors(segment, predicted), [RIGHT, WRONG, UNLABELLED, RIGHT])
     assert np.array_equal(class_colors(np.array([len(PALETTE)])), PALETTE[:1])
 
 
@@ -92,12 +88,11 @@ def test_height_colors_rise():
     assert len(height_colors(coord[:0])) == 0
 
 
-def test_render_and_panels_write_whole_files(tmp_path):
+def test_pictures_and_panels_write_whole_files(tmp_path):
     coord = plate(0.0)
-    file = render(coord, np.zeros(len(coord), int), tmp_path / "one.png", size=(80, 60), azimuth=0, elevation=0)
-    with Image.open(file) as image:
+    picture = draw(coord, np.zeros(len(coord), int), size=(80, 60), azimuth=0, elevation=0)
+    with Image.open(save_png(picture, tmp_path / "one.png")) as image:
         assert image.size == (80, 60)
-    picture = draw(coord, np.zeros(len(coord), int), size=(80, 60))
     sheet = panels(
         [("truth", picture), ("prediction", picture), ("errors", picture)], tmp_path / "three.png", columns=2
     )

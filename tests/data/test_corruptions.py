@@ -5,7 +5,7 @@ import pytest
 
 from pointadapt.data.corruption_scores import DGCNN, corruption_scores
 from pointadapt.data.corruptions import CORRUPTIONS, MODELNET40_C, MODELNET_C, PARAMETERS, SEVERITIES, corrupt
-from pointadapt.data.object_transforms import unit_sphere
+from pointadapt.data.transforms import unit_sphere
 from pointadapt.errors import UserError
 
 

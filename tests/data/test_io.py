@@ -285,8 +285,24 @@ def test_label_field_by_name(tmp_path):
     assert read_scan(tmp_path / "b.npz").label[3] == -1
     base["scalar_Label"][4] = 0.5
     np.savez(tmp_path / "c.npz", **base)
+    np.savez(tmp_path / "endless.npz", coord=np.ones((2, 3)), label=[1, np.inf])
+    with pytest.raises(UserError, match="infinite values"):
+        read_scan(tmp_path / "endless.npz")
     with pytest.raises(UserError, match="fractions"):
         read_scan(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("name", ["color", "normal", "label"])
+def test_values_of_other_points_are_refused(name, tmp_path):
+    np.savez(tmp_path / "a.npz", coord=np.ones((5, 3)), **{name: np.ones(4 if name == "label" else (4, 3))})
+    with pytest.raises(UserError, match="a.npz: 4 .*s for 5 points"):
+        read_scan(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("label", [3, [3]])
+def test_a_label_of_the_whole_file_is_none_of_its_points(label, tmp_path):
+    np.savez(tmp_path / "a.npz", coord=np.ones((5, 3)), label=np.array(label))
+    assert read_scan(tmp_path / "a.npz").label is None
 
 
 def test_own_label_goes_before_an_added_prediction(tmp_path):
@@ -517,3 +533,18 @@ def test_las_keeps_vlrs_and_evlrs_but_no_octree(tmp_path):
     assert not [v for v in out.vlrs if v.user_id == "copc"]
     assert [v.record_data for v in out.evlrs] == [b"x" * 100_000]
     assert (out.classification == 5).all() and len(out) == 200
+
+
+@pytest.mark.parametrize("target", ["note.txt/out.ply", f"{'n' * 250}.ply"])
+def test_a_place_where_nothing_can_be_written(tmp_path, target):
+    write_ply(tmp_path / "a.ply", cloud())
+    (tmp_path / "note.txt").write_text("a file, no folder")
+    with pytest.raises(UserError, match="cannot be written .*; nothing was left behind"):
+        write_labels(tmp_path / "a.ply", tmp_path / target, np.zeros(200, int), np.zeros(200))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ply", "note.txt"]
+
+
+def test_coordinates_that_stand_for_nothing(tmp_path):
+    np.savez(tmp_path / "a.npz", coord=np.array([[1.0, 2, 3], [3.4e38, 0, 0], [4e6, 5e6, 100]]))
+    with pytest.raises(UserError, match="a.npz: 1 of 3 points have .* beyond 1e"):
+        read_scan(tmp_path / "a.npz")

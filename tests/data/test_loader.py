@@ -1,5 +1,8 @@
 """Batches: seeded, packed, cut from large scans without losing or doubling a point."""
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +80,17 @@ def test_cache_notices_changed_files_and_settings(tmp_path, monkeypatch):
     ScanDataset(write(tmp_path, counts=(901,), scale=0.5), "train", cache=cache)
     assert reads == ["0.npz", "0.npz"]
     assert not [path for path in cache.iterdir() if path.name.startswith(".")]
+
+
+def test_cache_notices_new_labels_in_a_second_array(tmp_path):
+    dataset, rows = write(tmp_path, counts=()), np.random.default_rng(0).random((50, 3))
+    dataset = replace(dataset, splits={"train": ("a.npy",)})
+    np.save(tmp_path / "a.npy", rows)
+    for label in (1, 2):
+        np.save(tmp_path / "a_labels.npy", np.full(50, label))
+        os.utime(tmp_path / "a_labels.npy", (2e9 + label, 2e9 + label))
+        sample = ScanDataset(dataset, "train", cache=tmp_path / "cache")[0]
+        assert (sample["segment"] == label - 1).all()
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])

@@ -78,6 +78,7 @@ def test_off_of_points_alone(tmp_path):
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 nan 0\n3 0 1 2\n", "a vertex has NaN"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "names vertex 7"),
         ("OFF\n0 0 0\n", "no points"),
+        ("OFF\n3 1 0\n0 0\n1 0\n0 1\n3 0 1 2\n", "damaged .2 numbers for a vertex"),
     ],
 )
 def test_broken_meshes(tmp_path, text, said):
@@ -95,6 +96,8 @@ def test_text_columns(tmp_path):
     assert read_shape(write_txt(tmp_path / "c.xyz", values[:, :4], " ")).label.tolist() == [3, 10, 17, 24]
     (tmp_path / "d.csv").write_text("x,y,z\n1,2,3\n")
     assert read_shape(tmp_path / "d.csv").coord.tolist() == [[1, 2, 3]]
+    (tmp_path / "e.xyz").write_text("1 2 3 # the first\n4 5 6\n")
+    assert read_shape(tmp_path / "e.xyz").coord.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,13 @@ def test_arrays_without_class_names(tmp_path):
     assert dataset.classes == ("class 0", "class 1", "class 2") and dataset.holdout == 0.2
 
 
+def test_class_names_may_have_blanks(tmp_path):
+    np.save(tmp_path / "train.npy", stack(2, 100))
+    np.save(tmp_path / "train_labels.npy", np.array([0, 1]))
+    (tmp_path / "shape_names.txt").write_text("traffic cone\nchair\n")
+    assert opened(tmp_path).classes == ("traffic cone", "chair")
+
+
 # --- what is no object data set -------------------------------------------------------------------------------------
 
 

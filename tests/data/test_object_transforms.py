@@ -9,9 +9,7 @@ from pointadapt.data.object_transforms import (
     OBJECT_TRANSFORMS,
     AxisScale,
     DropPoints,
-    FarthestPoints,
     Shift,
-    UnitSphere,
     farthest_rows,
     pool_size,
     sorted_rows,
@@ -72,7 +70,6 @@ def test_scale_rotate_ends_in_the_unit_sphere():
 
 def test_single_steps():
     given = sample()
-    assert UnitSphere()({"coord": np.full((3, 3), 5.0)}, rng())["coord"].tolist() == [[0] * 3] * 3
     assert np.ptp(Shift(0.1)(given, rng())["coord"] - given["coord"], axis=0) == pytest.approx(0, abs=1e-5)
     assert np.ptp(AxisScale(2, 2)(given, rng())["coord"] / given["coord"]) == pytest.approx(0, abs=1e-5)
     dropped = DropPoints(0.9)(given, rng(2))
@@ -91,9 +88,13 @@ def test_pool_is_the_published_one():
 def test_farthest_points_are_free_of_order_and_nested():
     coord = cloud(1, 300)
     shuffled = rng().permutation(300)
-    chosen = FarthestPoints(50)({"coord": coord}, rng())["coord"]
-    assert np.array_equal(chosen, FarthestPoints(50)({"coord": coord[shuffled]}, rng(9))["coord"])
-    assert np.array_equal(chosen, FarthestPoints(80)({"coord": coord}, rng())["coord"][:50])
+
+    def chosen(coord, count):
+        coord = coord[sorted_rows(coord)]
+        return coord[farthest_rows([coord], count)[0]]
+
+    assert np.array_equal(chosen(coord, 50), chosen(coord[shuffled], 50))
+    assert np.array_equal(chosen(coord, 50), chosen(coord, 80)[:50])
 
 
 @pytest.mark.parametrize("at_once", [1, 600, 1 << 17])

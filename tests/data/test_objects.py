@@ -1,5 +1,7 @@
 """ObjectItems and batches: seeded, order-free in evaluation, cached, whatever the sizes of shapes."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,16 @@ def test_cache_is_found_again_and_renewed(tmp_path):
     changed = make(tmp_path, stack(3, seed=9))
     again = ObjectItems(changed, "train", train=False, cache=cache)
     assert not same(again[0], plain[0]) and len(list(cache.iterdir())) == 2
+
+
+def test_cache_notices_new_parts_in_a_second_array(tmp_path):
+    dataset = ObjectSet(tmp_path, "parts", ("a", "b"), {"thing": (0, 1)}, {}, {"train": ("thing/1.npy",)}, points=64)
+    (tmp_path / "thing").mkdir()
+    np.save(tmp_path / "thing" / "1.npy", cloud(0, 50))
+    for part in (0, 1):
+        np.save(tmp_path / "thing" / "1_labels.npy", np.full(50, part))
+        os.utime(tmp_path / "thing" / "1_labels.npy", (2e9 + part, 2e9 + part))
+        assert (ObjectItems(dataset, "train", cache=tmp_path / "cache")[0]["segment"] == part).all()
 
 
 def test_corrupted_items(tmp_path):

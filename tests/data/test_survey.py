@@ -104,6 +104,14 @@ def test_unlabelled_files_are_in_no_split(tmp_path):
     assert sorted(sum(splits.values(), ())) == ["0.npz", "1.npz", "2.npz"]
 
 
+def test_negative_ids_are_ignored(tmp_path):
+    for i in range(3):
+        write_npz(tmp_path / f"{i}.npz", [4, 5, -100, -1])
+    dataset = DataSet.open(init_dataset(tmp_path))
+    assert dataset.ignore == (-100,)
+    assert set(dataset.read(tmp_path / "0.npz")["segment"]) == {0, 1, -1}
+
+
 def test_one_file_is_for_training_with_a_warning(tmp_path):
     write_npz(tmp_path / "only.npz", [4, 5])
     files = survey(tmp_path)

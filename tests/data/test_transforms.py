@@ -90,6 +90,7 @@ def test_unit_sphere():
     coord = run(T.NormalizeCoord())["coord"]
     np.testing.assert_allclose(coord.mean(0), 0, atol=1e-5)
     assert np.linalg.norm(coord, axis=1).max() == pytest.approx(1, abs=1e-5)
+    assert T.unit_sphere(np.full((3, 3), 5.0)).tolist() == [[0] * 3] * 3  # one place, and no division by zero
 
 
 @pytest.mark.parametrize(("axis", "start", "end"), [("z", 0, 1), ("x", 1, 2), ("y", 2, 0)])

@@ -308,13 +308,29 @@ def test_padded_frames_have_no_label(tmp_path):
         ),
         ("v0/labels.yaml", "- [0, 10, rest]\n", r"\[0, 10, 'rest'\] is no run"),
         ("v0/labels.yaml", "rest: 3", "it must hold a list of labels"),
-        ("v0/labels.yaml", "[", "not readable as labels of frames"),
+        ("v0/labels.yaml", "[", "labels.yaml: no valid YAML"),
+        ("v0/labels.csv", "frame,label\n0,rest\n1\n", "labels.csv: the line '1' has too few columns"),
     ],
 )
 def test_bad_labels_of_frames(tmp_path, file, text, message):
     dataset = segmented(tmp_path, file, text)
     with pytest.raises(UserError, match=message):
         VideoItems(dataset, "train").frame_label(0)
+
+
+def test_labels_of_frames_as_spreadsheets_save_them(tmp_path):
+    dataset = segmented(tmp_path, "v0/labels.csv", "\ufefflabel\n" + "walk\n" * 10)
+    assert VideoItems(dataset, "train").frame_label(0).tolist() == [1] * 10
+    (tmp_path / "train/v0/labels.csv").write_text("label\nGehör\n", encoding="latin-1")
+    with pytest.raises(UserError, match="labels.csv: no text in UTF-8"):
+        VideoItems(dataset, "train").frame_label(0)
+
+
+def test_a_frame_of_another_kind_is_not_taken_for_an_empty_one(tmp_path):
+    write_actions(tmp_path, 1, 1, ending=".ply")
+    header = "ply\nformat ascii 1.0\nelement face 0\nproperty list uchar int vertex_indices\nend_header\n"
+    (tmp_path / "test/left/v0/frame_2.ply").write_text(header)
+    refused(tmp_path, "frame_2.ply: a PLY file without an element 'vertex'", empty_frames="repeat")
 
 
 def test_labels_of_points(tmp_path):

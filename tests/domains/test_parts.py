@@ -10,6 +10,7 @@ from plyfile import PlyData
 from pointadapt.data.synthetic import write_ply
 from pointadapt.domains.domain import Asked, open_domain
 from pointadapt.domains.models import load_model
+from pointadapt.domains.parts import write_columns
 from pointadapt.errors import UserError
 from pointadapt.evaluate import evaluate
 from pointadapt.metrics import part_scores, shape_miou
@@ -117,6 +118,14 @@ def test_text_files(run, tmp_path):
     (tmp_path / "tin" / "table.csv").write_text("x,y,z\n" + "".join(f"{x},{y},{z}\n" for x, y, z in coord))
     (target,) = predict(run, tmp_path / "tin" / "table.csv", quiet=True)
     assert target.read_text().startswith("x,y,z,part,confidence\n") and len(target.read_text().splitlines()) == 241
+
+
+def test_comments_in_text_files_move_no_label(tmp_path):
+    (tmp_path / "a.txt").write_text("x y z\n1 2 3\n# between\n4 5 6 # the last\n# end\n")
+    write_columns(tmp_path / "a.txt", tmp_path / "b.txt", np.array([7, 8]), np.array([0.5, 1.0]))
+    assert (tmp_path / "b.txt").read_text().splitlines() == [
+        "x y z part confidence", "1 2 3 7 0.500000", "# between", "4 5 6 8 1.000000 # the last", "# end"
+    ]  # fmt: skip
 
 
 def test_files_without_points_to_label(run, tmp_path):

@@ -64,7 +64,7 @@ def test_folders_and_lists_are_splits(tmp_path):
         ({"train": ["empty"]}, "empty, which holds no scans"),
         ({"train": ["empty.txt"]}, "this list of scans is empty"),
         ({"train": ["bad.json"]}, "an array of paths"),
-        ({"train": ["worse.json"]}, "not readable as a list of scans"),
+        ({"train": ["worse.json"]}, "worse.json: no valid JSON"),
         ({"train": ["gone.txt"]}, "gone.ply, which does not exist"),
         ({"train": ["."], "val": ["train0.ply"]}, "listed twice"),
     ],

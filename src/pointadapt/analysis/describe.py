@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pointadapt.errors import UserError
+from pointadapt.errors import UserError, few
+from pointadapt.files import read_json
 from pointadapt.kinds import KINDS, SCENES, YAML
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
@@ -76,8 +76,8 @@ def scores_table(result: dict[str, Any]) -> Table:
     if dropped := result.get("dropped"):
         if "video_accuracy_all" in result:
             made.add_row("video acc., those left out as wrong", percent(result["video_accuracy_all"]))
-        made.caption = f"left out, shorter than a clip (`short_video`): {', '.join(dropped[:5])}"
-        made.caption += f" and {len(dropped) - 5} more, see evaluation.json" if len(dropped) > 5 else ""
+        made.caption = f"left out, shorter than a clip (`short_video`): {few(dropped)}"
+        made.caption += ", see evaluation.json" if len(dropped) > 5 else ""
         made.caption_justify = "left"
     return made
 
@@ -247,15 +247,15 @@ def describe_dataset(path: Path) -> list[Table]:
 
 
 def describe_run(path: Path) -> list[Table]:
-    from pointadapt.run import Run, read_json
+    from pointadapt.run import Run, read_settings
 
-    run, content = Run.load(path), read_json(path / "run.json")
+    run, content = Run.load(path), read_settings(path / "run.json")
     settings = {k: v for k, v in run.as_dict().items() if k != "out"}
     tables = [facts(str(path), {**settings, **{f"made: {k}": v for k, v in content.get("made", {}).items()}})]
     if (path / "result.json").is_file():
-        tables.append(result_table({**json.loads((path / "result.json").read_text()), "out": "training"}))
+        tables.append(result_table({**read_json(path / "result.json"), "out": "training"}))
     if (path / "evaluation.json").is_file():
-        tables.append(scores_table(json.loads((path / "evaluation.json").read_text())))
+        tables.append(scores_table(read_json(path / "evaluation.json")))
     return tables
 
 
@@ -263,16 +263,17 @@ def describe_adapter(path: Path) -> Table:
     from safetensors import SafetensorError, safe_open
 
     try:
-        config = json.loads((path / "adapter_config.json").read_text())
+        config = read_json(path / "adapter_config.json")
+        method = config["peft_type"].lower().removeprefix("pointadapt_")
         with safe_open(path / "adapter_model.safetensors", "np") as file:
             sizes = {k: int(np.prod(file.get_slice(k).get_shape())) for k in file.keys()}  # noqa: SIM118
             prints = [bytes(file.get_tensor(k)).hex() for k in sizes if k.endswith("head.fingerprint")]
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{path} is no readable adapter: {' '.join(str(error).split())}") from error
     hidden = ("auto_mapping", "peft_version", "revision", "inference_mode", "task_type", "peft_type")
     settings = {k: v for k, v in config.items() if k not in hidden and v not in (None, [], {}, "")}
     weights = {
-        "method": config["peft_type"].lower().removeprefix("pointadapt_"),
+        "method": method,
         "weights": f"{sum(sizes.values()):,} numbers in {len(sizes)} tensors",
         "made for": f"backbone weights of sha256 {prints[0]}" if prints else "unknown backbone weights",
     }

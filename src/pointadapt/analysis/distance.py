@@ -29,7 +29,6 @@ from pointadapt.analysis.transport import (
 from pointadapt.backbones.backbone import Backbone
 from pointadapt.errors import UserError
 
-BATCH = 32
 #: "embedder": mean of the patch tokens before any block, ORCA's choice (inferred for PointATA); "output": of the last.
 At = Literal["embedder", "output"]
 
@@ -151,52 +150,6 @@ def embedder(
         return folder_features(loaded[0], folder, limit, split, at, seed)
 
     return extract
-
-
-def shape_features(
-    backbone: Backbone, folder: Path | str, limit: int = 1000, split: str = "train", at: At = "embedder", seed: int = 0
-) -> Features:
-    """Features of a class-balanced part of a split, without augmentation; the backbone is used in eval mode.
-
-    Raises UserError where the folder holds scenes, the split is empty or the backbone has no patch tokens.
-    """
-    from pointadapt.data.object_set import ObjectSet
-    from pointadapt.data.object_transforms import object_eval
-    from pointadapt.data.objects import collate_objects, prepare, thin
-    from pointadapt.data.open import open_dataset
-
-    if backbone.kind != "tokens":
-        raise UserError(
-            f"{backbone.name_or_path} has no patch tokens: the distance of shapes needs a transformer over groups of "
-            "points, such as nano-mae"
-        )
-    dataset = open_dataset(folder)
-    if not isinstance(dataset, ObjectSet):
-        raise UserError(f"{folder} holds scenes: distances are measured between folders of shapes, which have a task")
-    items = dataset.items(split)
-    if not items:
-        raise UserError(f"{dataset.file}: the split {split!r} lists no shapes; name another split")
-    chosen = [items[row] for row in balanced([item.target for item in items], limit, seed)]
-    config = backbone.config
-    need = max(getattr(config, "groups", 1), getattr(config, "group_size", 1))
-    device = next(backbone.parameters()).device
-    fixed, was_training = object_eval(dataset.points), backbone.training
-    parts = []
-    backbone.eval()
-    try:
-        for at_row in range(0, len(chosen), BATCH):
-            run = thin([prepare(dataset, item, need) for item in chosen[at_row : at_row + BATCH]], dataset.points)
-            samples = [
-                fixed({**sample, "name": item.name}, np.random.default_rng(0))
-                for sample, item in zip(run, chosen[at_row:], strict=False)
-            ]
-            point = collate_objects(samples)["point"].to(device)
-            with torch.no_grad():
-                tokens = backbone.tokenizer(point) if at == "embedder" else backbone(point)  # type: ignore[operator]
-            parts.append(tokens.part("patch").mean(1).cpu())
-    finally:
-        backbone.train(was_training)
-    return Features(torch.cat(parts), [dataset.targets[item.target] for item in chosen])
 
 
 def draw_label_distances(

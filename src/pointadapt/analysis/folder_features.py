@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointadapt.analysis.distance import At, Features, shape_features
+from pointadapt.analysis.distance import At, Features
 from pointadapt.analysis.transport import balanced
 from pointadapt.backbones.backbone import Backbone
 from pointadapt.data.loader import ScanDataset, collate_batch
@@ -51,8 +51,8 @@ PROCEDURAL = "procedural"
 SCANS, TILE = 16, 60_000
 #: Edge of a voxel for shapes of radius 1, where the backbone works on single points.
 GRID = 0.02
-#: Clips that are computed at once.
-CLIPS = 4
+#: Shapes and clips that are computed at once.
+SHAPES, CLIPS = 8, 4
 
 
 def folder_features(
@@ -69,9 +69,7 @@ def folder_features(
         return voxel_features(backbone, dataset, limit, split, seed)
     if isinstance(dataset, VideoSet):
         return video_features(backbone, dataset, limit, split, at, seed)
-    if backbone.kind == "tokens":
-        return shape_features(backbone, folder, limit, split, at, seed)
-    return dense_shape_features(backbone, dataset, limit, split, seed)
+    return shape_features(backbone, dataset, limit, split, at, seed)
 
 
 @contextmanager
@@ -98,29 +96,37 @@ def procedural_features(backbone: Backbone, limit: int, at: At, seed: int) -> Fe
         for stack in torch.from_numpy((coord @ UP["z"].T).astype(np.float32)).split(16):
             rows = stack.flatten(0, 1).to(device)
             point = Point(coord=rows, feat=rows, offset=stack.shape[1] * torch.arange(1, len(stack) + 1, device=device))
-            if backbone.kind == "tokens":
-                parts.append(patches(backbone, point, at).part("patch").mean(1).float().cpu())
-            else:
-                parts.append(dense_means(backbone, point))
+            parts.append(shape_means(backbone, point, at))
     return Features(torch.cat(parts), [SHAPE_CLASSES[y] for y in label])
 
 
-# --- shapes through a backbone over single points -------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------------------------
 
 
-def dense_shape_features(backbone: Backbone, dataset: ObjectSet, limit: int, split: str, seed: int) -> Features:
+def shape_features(
+    backbone: Backbone, dataset: ObjectSet, limit: int, split: str, at: At = "embedder", seed: int = 0
+) -> Features:
+    """Features of a class-balanced part of a split, without augmentation; the backbone is used in eval mode."""
     items = dataset.items(split)
     if not items:
         raise UserError(f"{dataset.file}: the split {split!r} lists no shapes; name another split")
     chosen = [items[row] for row in balanced([item.target for item in items], limit, seed)]
+    need = max(getattr(backbone.config, "groups", 1), getattr(backbone.config, "group_size", 1))
     fixed, parts = object_eval(dataset.points), []
     with in_eval(backbone) as device:
-        for first in range(0, len(chosen), 8):
-            some = chosen[first : first + 8]
-            made = thin([prepare(dataset, item) for item in some], dataset.points)
+        for first in range(0, len(chosen), SHAPES):
+            some = chosen[first : first + SHAPES]
+            made = thin([prepare(dataset, item, need) for item in some], dataset.points)
             samples = [fixed({**sample, "name": ""}, np.random.default_rng(0)) for sample in made]
-            parts.append(dense_means(backbone, collate_objects(samples)["point"].to(device)))
+            parts.append(shape_means(backbone, collate_objects(samples)["point"].to(device), at))
     return Features(torch.cat(parts), [dataset.targets[item.target] for item in chosen])
+
+
+def shape_means(backbone: Backbone, point: Point, at: At) -> Tensor:
+    """[B, C] means over the patch tokens of each cloud, or over its points."""
+    if backbone.kind == "tokens":
+        return patches(backbone, point, at).part("patch").mean(1).float().cpu()
+    return dense_means(backbone, point)
 
 
 def dense_means(backbone: Backbone, point: Point) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 from pointadapt.analysis.charts import SERIES, bars, lines, matrix, smooth
 from pointadapt.analysis.scene import scene_html, scene_script
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_json, read_text, write_text
 from pointadapt.kinds import KINDS, SCENES, Kind
 
 #: Key -> heading of all kinds of data, the leading ones first.
@@ -137,7 +137,7 @@ def write_report(
 
 def write_page(path: Path | str, title: str, body: str, scenes: bool = False) -> Path:
     """Write a self-contained page around ``body``; with ``scenes`` the script of the 3D views."""
-    style = Path(__file__).with_name("report.css").read_text()
+    style = read_text(Path(__file__).with_name("report.css"))
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -165,7 +165,7 @@ def read_metrics(file: Path | str) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line cut off by a kill is skipped."""
     file = Path(file)
     rows = []
-    for line in file.read_text().splitlines() if file.is_file() else ():
+    for line in read_text(file).splitlines() if file.is_file() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -174,7 +174,7 @@ def read_metrics(file: Path | str) -> list[dict[str, Any]]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _key(tint: int) -> str:

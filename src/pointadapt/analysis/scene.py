@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pointadapt.analysis.view import PALETTE, RIGHT, UNLABELLED, WRONG, height_colors
+from pointadapt.files import read_text
 
 NONE = 255  # a point without a label, in the page's bytes
 
 
 def scene_script() -> str:
     """The script element that brings all scenes of a page to life; put it once, at the end of the body."""
-    return f"<script>\n{Path(__file__).with_name('scene.js').read_text()}</script>"
+    return f"<script>\n{read_text(Path(__file__).with_name('scene.js'))}</script>"
 
 
 def scene_html(

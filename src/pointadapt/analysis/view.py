@@ -30,12 +30,6 @@ def class_colors(segment: NDArray[Any]) -> Image:
     return np.where((segment < 0)[:, None], UNLABELLED, PALETTE[np.maximum(segment, 0) % len(PALETTE)])
 
 
-def error_colors(segment: NDArray[Any], predicted: NDArray[Any]) -> Image:
-    """[N, 3]: pale where the prediction is right, red where wrong, grey where there is no label."""
-    wrong = (np.asarray(segment) != np.asarray(predicted))[:, None]
-    return np.where((np.asarray(segment) < 0)[:, None], UNLABELLED, np.where(wrong, WRONG, RIGHT)).astype(np.uint8)
-
-
 def height_colors(coord: NDArray[Any]) -> Image:
     """[N, 3] colours from dark blue at the bottom to yellow at the top of coord [N, 3]."""
     ramp = np.array([[45, 50, 110], [35, 110, 145], [60, 165, 130], [150, 205, 80], [250, 230, 60]])
@@ -182,8 +176,3 @@ def save_png(image: Image, path: str | os.PathLike[str]) -> Path:
     with written(target) as part:
         Pillow.fromarray(image).save(part, format="PNG", optimize=True)
     return target
-
-
-def render(coord: NDArray[Any], color: NDArray[Any], path: str | os.PathLike[str], **camera: Any) -> Path:
-    """Draw a cloud by colour [N, 3] or class [N] into a PNG file; ``camera`` as in :func:`draw`."""
-    return save_png(draw(coord, color, **camera), path)

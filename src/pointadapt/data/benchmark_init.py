@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pointadapt.data.benchmarks import MODEL_VOXEL, Benchmark
+from pointadapt.data.benchmarks import Benchmark
 from pointadapt.data.layout import flow
-from pointadapt.data.scans import DataSet
+from pointadapt.data.scans import MODEL_VOXEL, DataSet
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
 

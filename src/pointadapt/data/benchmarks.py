@@ -6,7 +6,6 @@ The folders are those of Pointcept's preprocessing as users have them, SemanticK
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pointadapt.data.io import is_scan
-from pointadapt.data.scans import DataSet
+from pointadapt.data.scans import MODEL_VOXEL, DataSet
 from pointadapt.data.split_lists import APART
 from pointadapt.data.unpickle import read_pickle
 from pointadapt.errors import UserError
+from pointadapt.files import read_json
 from pointadapt.kinds import YAML
 
-#: A voxel's edge after scaling: what Sonata, Concerto and most others were trained on.
-MODEL_VOXEL = 0.02
 Splits = dict[str, tuple[str, ...]]
 AREAS = tuple(f"Area_{i}" for i in range(1, 7))
 CHUNKS = "train_grid1mm_chunk6x6_stride3x3"
@@ -55,7 +53,7 @@ class Known:
 @cache
 def facts(name: str) -> dict[str, Any]:
     """Class names in the order of the model's outputs, and raw ids, from the package's benchmarks.json."""
-    return json.loads(Path(__file__).with_name("benchmarks.json").read_text())[name]
+    return read_json(Path(__file__).with_name("benchmarks.json"))[name]
 
 
 def counted(name: str) -> dict[int, str]:

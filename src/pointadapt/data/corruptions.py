@@ -20,7 +20,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial.transform import Rotation
 from scipy.special import comb
 
-from pointadapt.data.object_transforms import unit_sphere
+from pointadapt.data.transforms import unit_sphere
 from pointadapt.errors import UserError
 
 MODELNET_C = ("scale", "jitter", "rotate", "dropout_global", "dropout_local", "add_global", "add_local")

@@ -6,13 +6,16 @@ import errno
 import importlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from pointadapt.data.formats.lidar import labels_beside
+from pointadapt.data.formats.npy import label_file
 from pointadapt.data.scan import Scan
-from pointadapt.errors import UserError
+from pointadapt.errors import NoPoints, UserError, few
 
 #: File ending -> module of :mod:`pointadapt.data.formats`, imported when first needed.
 FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "e57", ".npy": "npy", ".npz": "npy"}
@@ -24,6 +27,8 @@ LABELLED = "_labelled"
 #: Ending of an output -> endings of what it may have been made of, where that is not its own; "" is a folder.
 ARRAYS = ("", ".npy", ".npz", ".h5", ".hdf5")
 MADE_OF = {"": ARRAYS, ".csv": (*ARRAYS, *FORMATS, ".off", ".xyz", ".txt", ".csv", ".pts")}
+#: Coordinates beyond this are what some programs write for "no value" (1e20, 3.4e38); voxels cannot be counted there.
+NOWHERE = 1e15
 #: A disk with fewer bytes left is why a file could not be written.
 FULL = 1 << 14
 
@@ -33,8 +38,8 @@ def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
 
     label_field  where its labels are; by default the first known name (:data:`pointadapt.data.scan.LABELS`)
 
-    Raises UserError when the file is missing, empty, damaged or of another kind, has no points, or has NaN or
-    infinite coordinates.
+    Raises UserError when the file is missing, empty, damaged or of another kind, has no points, or has NaN, infinite
+    or senselessly large coordinates.
     """
     path = Path(path)
     if not path.exists():
@@ -52,10 +57,13 @@ def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
             f"{path}: not readable as {ending}, so damaged or truncated ({reason(error)}); copy or export it again"
         ) from error
     if len(scan) == 0:
-        raise UserError(f"{path}: the file has no points")
-    bad = len(scan) - int(np.isfinite(scan.coord).all(1).sum())
+        raise NoPoints(f"{path}: the file has no points")
+    bad = len(scan) - int((np.abs(scan.coord) < NOWHERE).all(1).sum())
     if bad:
-        raise UserError(f"{path}: {bad} of {len(scan)} points have NaN or infinite coordinates; remove these points")
+        raise UserError(
+            f"{path}: {bad} of {len(scan)} points have NaN or infinite coordinates, or beyond {NOWHERE:g}; "
+            f"remove these points"
+        )
     return scan
 
 
@@ -91,7 +99,8 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
         cause = os.strerror(errno.ENOSPC) if full else reason(error)
         raise UserError(f"{target}: cannot be written ({cause}); nothing was left behind") from error
     finally:
-        remove(temporary)
+        with suppress(OSError):  # the error above tells: a name too long, a folder that is a file
+            remove(temporary)
 
 
 def is_scan(path: Path) -> bool:
@@ -102,6 +111,14 @@ def is_scan(path: Path) -> bool:
         return path.name.endswith(".pcd.bin") or path.parent.name == "velodyne"
     beside = path.suffix.lower() == ".npy" and path.stem.endswith(("_labels", "_label"))
     return path.suffix.lower() in FORMATS and not beside
+
+
+def files_of(path: Path) -> list[Path]:
+    """All that a scan is read from: its file, or its folder and the arrays in it, and labels that lie beside."""
+    if path.is_dir():
+        return [path, *sorted(path.glob("*.npy"))]
+    beside = label_file(path) if path.suffix.lower() == ".npy" else labels_beside(path)
+    return [path] if beside is None else [path, beside]
 
 
 def is_left_out(path: Path) -> bool:
@@ -130,8 +147,7 @@ def left_out(folder: Path) -> str:
         found += [Path(place, name).relative_to(folder).as_posix() for name in sorted(made)]
     if not found:
         return ""
-    few = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-    return f"{folder}: left out as made by predict: {few}; rename what is your own data"
+    return f"{folder}: left out as made by predict: {few(found)}; rename what is your own data"
 
 
 def walk_scans(folder: Path) -> list[Path]:

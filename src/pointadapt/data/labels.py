@@ -22,6 +22,7 @@ from pointadapt.data.split_lists import scan_of
 from pointadapt.data.video_files import Video
 from pointadapt.data.video_set import VideoSet
 from pointadapt.errors import UserError
+from pointadapt.files import read_text
 
 ALL = "100%"
 
@@ -104,7 +105,7 @@ def listed_scans(dataset: Any, labels: str) -> Any:
     if file.suffix != ".txt":  # a list of points: see listed_points
         return dataset
     scans = {scan_name(entry): entry for entry in dataset.scans("train")}
-    names = [scan_name(line) for line in file.read_text().splitlines() if line.strip()]
+    names = [scan_name(line) for line in read_text(file).splitlines() if line.strip()]
     unknown = next((name for name in names if name not in scans), None)
     if unknown is not None or not names:
         what = f"lists {unknown!r}, which is no training scan of {dataset.file}" if names else "lists no scan"
@@ -128,7 +129,7 @@ def listed_points(labels: str) -> dict[str, np.ndarray] | None:
         return None
     try:
         if file.suffix == ".json":
-            content = json.loads(file.read_text())
+            content = json.loads(read_text(file))
         elif file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 content = dict(archive)

@@ -12,7 +12,7 @@ import yaml
 
 from pointadapt.data.object_set import YAML, ObjectSet
 from pointadapt.data.video_set import VideoSet
-from pointadapt.errors import UserError
+from pointadapt.errors import UserError, few
 from pointadapt.files import write_text
 
 Set = TypeVar("Set", ObjectSet, VideoSet)
@@ -105,8 +105,7 @@ def heading(layout: Layout[Set], total: int, counts: dict[str, int], what: str) 
 
 def lacking(what: str, names: list[str]) -> list[str]:
     """A note that train has none of these classes; nothing where there is no such class."""
-    few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return [f"train has no {what} of {few}"] if names else []
+    return [f"train has no {what} of {few(names)}"] if names else []
 
 
 def listing(key: str, splits: dict[str, list[str]]) -> list[str]:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pointadapt.data.formats.lidar import labels_beside
+from pointadapt.data.io import files_of
 from pointadapt.data.labels import keep_points
 from pointadapt.data.scans import DataSet
-from pointadapt.data.tiles import tiles
+from pointadapt.data.tiles import MARGIN, tiles
 from pointadapt.data.transforms import Sample, Transform, take
 from pointadapt.errors import UserError
+from pointadapt.files import read_json
 from pointadapt.ops.voxel import grid_index, voxelize
 from pointadapt.point import Point
 
@@ -94,7 +95,7 @@ class ScanDataset(Dataset):
     def _load(self, item: Sample | Path) -> Sample:
         if isinstance(item, Path):
             names = {file.stem: np.load(file, mmap_mode="r") for file in sorted(item.glob("*.npy"))}
-            item = {**names, **json.loads((item / "scan.json").read_text())}
+            item = {**names, **read_json(item / "scan.json")}
         out = {k: np.asarray(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
         return {**out, "color": out["color"].astype(np.float32), "segment": out["segment"].astype(np.int64)}
 
@@ -126,7 +127,7 @@ class ScanDataset(Dataset):
             sample = thin(sample, self.dataset.voxel, np.random.default_rng(self.seed), self.points is not None)
         sample = {**sample, "color": sample["color"].astype(np.uint8), "segment": sample["segment"].astype(np.int16)}
         items = []
-        margin = 0.0 if self.train else 25 * self.dataset.voxel
+        margin = 0.0 if self.train else MARGIN * self.dataset.voxel
         for rows, core in tiles(sample["coord"], self.dataset.voxel, self.limit, margin):
             item = take(sample, rows)
             item["segment"][~core] = -1
@@ -135,8 +136,9 @@ class ScanDataset(Dataset):
 
     def _fingerprint(self, path: Path) -> str:
         """Changes with the file and with whatever decides how it is prepared."""
-        apart = [file for file in (self.dataset.label_files.get(path), labels_beside(path)) if file]
-        newest = max((path, *path.glob("*.npy"), *apart), key=lambda file: file.stat().st_mtime_ns).stat()
+        apart = self.dataset.label_files.get(path)
+        files = [*files_of(path), *([] if apart is None else [apart])]
+        newest = max((file.stat() for file in files), key=lambda stat: stat.st_mtime_ns)
         recipe = {k: v for k, v in self.dataset.as_dict().items() if k != "splits"}
         state = [str(path.resolve()), newest.st_mtime_ns, newest.st_size]
         parts = [*state, recipe, self.train, self.limit, self.seed, KEEP]

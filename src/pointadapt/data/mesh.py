@@ -19,7 +19,8 @@ def read_off(path: Path) -> tuple[np.ndarray, np.ndarray]:
     The counts may follow ``OFF`` on its line without a space (``OFF3 1 0``), as in some files of ModelNet.
     Raises UserError when it is no OFF file or ends early.
     """
-    lines = [text for line in path.read_text(errors="replace").splitlines() if (text := line.split("#")[0].strip())]
+    whole = path.read_text(encoding="utf-8", errors="replace")
+    lines = [text for line in whole.splitlines() if (text := line.split("#")[0].strip())]
     header = OFF_HEADER.match(lines[0]) if lines else None
     if header is None:
         raise UserError(f"{path}: not an OFF file, its first line must begin with OFF")
@@ -35,8 +36,10 @@ def read_off(path: Path) -> tuple[np.ndarray, np.ndarray]:
             )
         if not num_vertices:
             raise UserError(f"{path}: the mesh has no points; leave it out")
-        vertices = np.array(" ".join(corners).split(), np.float64).reshape(num_vertices, -1)[:, :3]
-        return vertices, off_faces(polygons)
+        vertices = np.array(" ".join(corners).split(), np.float64).reshape(num_vertices, -1)
+        if vertices.shape[1] < 3:
+            raise ValueError(f"{vertices.shape[1]} numbers for a vertex")
+        return vertices[:, :3], off_faces(polygons)
     except UserError:
         raise
     except (ValueError, IndexError) as error:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def as_label(path: Path, label: np.ndarray, shapes: int) -> np.ndarray:
     return label.reshape(-1).astype(np.int64)
 
 
-def first(fields: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
+def first(fields: dict[str, Any], names: tuple[str, ...]) -> Any | None:
     return next((fields[name] for name in names if name in fields), None)
 
 
@@ -121,13 +121,17 @@ def text(name: Any) -> str:
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
-def h5_fields(path: Path) -> dict[str, np.ndarray]:
+def open_h5(path: Path) -> Any:
     try:
         import h5py
     except ImportError:
         raise UserError(f"{path}: HDF5 needs the package h5py: pip install 'pointadapt[objects]'") from None
+    return h5py.File(path, "r")
+
+
+def h5_fields(path: Path) -> dict[str, np.ndarray]:
     known = (*COORDS, *LABELS, *PARTS, "shape_ptr", "classes")
-    with h5py.File(path, "r") as file:
+    with open_h5(path) as file:
         return {name: file[name][()] for name in file if name in known}
 
 
@@ -170,14 +174,20 @@ def holds_shapes(path: Path) -> bool:
             return True
         with zipfile.ZipFile(path) as archive:
             return "shape_ptr.npy" in archive.namelist() or any(
-                npz_ndim(archive, f"{name}.npy") == 3 for name in COORDS if f"{name}.npy" in archive.namelist()
+                len(header(archive, name)[0]) == 3 for name in COORDS if f"{name}.npy" in archive.namelist()
             )
     except (ValueError, EOFError, zipfile.BadZipFile):
         return False  # the reader of single files says what is wrong
 
 
-def npz_ndim(archive: zipfile.ZipFile, name: str) -> int:
-    with archive.open(name) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return len(read(stream)[0])
+def header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, type) of an array in an NPZ."""
+    with archive.open(f"{name}.npy") as stream:
+        return read_header(stream)
+
+
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype

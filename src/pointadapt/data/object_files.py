@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -17,7 +16,8 @@ from pointadapt.data.io import FORMATS, is_left_out, is_output, read_scan, reaso
 from pointadapt.data.mesh import read_off, read_ply_mesh, sample_surface
 from pointadapt.data.object_arrays import ENDINGS, Arrays, holds_shapes, read_arrays
 from pointadapt.data.scan import Scan, assemble
-from pointadapt.errors import UserError
+from pointadapt.errors import NoPoints, UserError
+from pointadapt.files import read_json, read_text
 
 if TYPE_CHECKING:
     from pointadapt.data.object_set import ObjectSet
@@ -81,7 +81,7 @@ def listed_files(dataset: ObjectSet, path: Path) -> list[Path] | None:
 def in_two_splits(dataset: ObjectSet) -> tuple[str, str, str] | None:
     """(file, split, another) of the first file that two splits list, by whatever path or link; no array is read."""
     owners: dict[str, list[tuple[str, str]]] = {}  # real file -> (what is meant in it, split)
-    folders: dict[Path, str] = {}
+    folders: dict[Path, str] = {}  # as they are named -> where they really are
     for split, sources in dataset.splits.items():
         for source in sources:
             name, within = taken_apart(dataset.folder, source)
@@ -148,13 +148,13 @@ def is_name_list(path: Path) -> bool:
     """A .txt file that begins with a name, not with the coordinates of a point (behind a line of headings or not)."""
     if path.suffix.lower() != ".txt" or path.stat().st_size == 0:
         return False
-    with open(path, errors="replace") as stream:
+    with open(path, encoding="utf-8", errors="replace") as stream:
         return not any(is_numbers(stream.readline()) for _ in range(2))
 
 
 def is_numbers(line: str) -> bool:
     """Whether a line holds at least three numbers."""
-    words = line.replace(",", " ").split()
+    words = line.split("#")[0].replace(",", " ").split()
     try:
         return len([float(word) for word in words]) >= 3
     except ValueError:
@@ -164,11 +164,8 @@ def is_numbers(line: str) -> bool:
 def read_names(path: Path) -> list[str]:
     """Entries of a list: lines of a .txt, or a JSON list."""
     if path.suffix.lower() == ".txt":
-        return [name for line in path.read_text().splitlines() if (name := line.strip())]
-    try:
-        names = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON ({error})") from error
+        return [name for line in read_text(path).splitlines() if (name := line.strip())]
+    names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: a list of shapes must be a JSON list of names")
     return names
@@ -267,7 +264,7 @@ def read_shape(path: Path | str, points: int = SURFACE_POINTS, label_field: str 
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes)")
     if ending in TEXT:
-        return read_text(path, label_field)
+        return read_columns(path, label_field)
     if ending == ".off":
         vertices, faces = read_off(path)
         coord = sample_surface(vertices, faces, points, path) if len(faces) else vertices
@@ -282,9 +279,9 @@ def read_shape(path: Path | str, points: int = SURFACE_POINTS, label_field: str 
     return Scan(path, finite(coord, path))
 
 
-def read_text(path: Path, label_field: str | None = None) -> Scan:
+def read_columns(path: Path, label_field: str | None = None) -> Scan:
     """x y z, then one column: label; three: a normal; four: a normal and a label. Commas or blanks between them."""
-    with open(path, errors="replace") as stream:
+    with open(path, encoding="utf-8", errors="replace") as stream:
         first = stream.readline()
     header = 0 if is_numbers(first) else 1
     try:
@@ -294,7 +291,7 @@ def read_text(path: Path, label_field: str | None = None) -> Scan:
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as lines of numbers ({reason(error)})") from error
     if values.size == 0:
-        raise UserError(f"{path}: the file has no points")
+        raise NoPoints(f"{path}: the file has no points")
     if values.shape[1] < 3:
         raise UserError(f"{path}: {values.shape[1]} numbers on a line; a point needs x, y and z")
     extra = values.shape[1] - 3
@@ -305,7 +302,7 @@ def read_text(path: Path, label_field: str | None = None) -> Scan:
 
 def finite(coord: np.ndarray, path: Path) -> np.ndarray:
     if len(coord) == 0:
-        raise UserError(f"{path}: the file has no points")
+        raise NoPoints(f"{path}: the file has no points")
     bad = len(coord) - int(np.isfinite(coord).all(1).sum())
     if bad:
         raise UserError(f"{path}: {bad} of {len(coord)} points have NaN or infinite coordinates; remove these points")

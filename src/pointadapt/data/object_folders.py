@@ -127,7 +127,7 @@ def class_folders(folder: Path, task: str | None = None, label_field: str | None
         return None
     tops = {split: place for place in places if (split := named_split(place.name)) in SPLITS}
     if tops:
-        splits, classes = split_first(folder, tops)
+        splits, classes = split_first(tops)
     else:
         splits, classes = class_first(folder, places)
     if len(classes) < (1 if task == "parts" else 2) or not splits["train"]:
@@ -166,7 +166,7 @@ def subfolders(folder: Path) -> list[Path]:
     return [p for p in places if any(not suite_file(file) for file in walk(p))]
 
 
-def split_first(folder: Path, tops: dict[str, Path]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+def split_first(tops: dict[str, Path]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """{train,val,test}/CLASS/FILE: (sources, classes)."""
     found = {split: [place.name for place in subfolders(top)] for split, top in tops.items()}
     classes = tuple(found.get("train", ()))

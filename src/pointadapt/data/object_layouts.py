@@ -17,6 +17,7 @@ from pointadapt.data.object_arrays import read_arrays
 from pointadapt.data.object_classes import MODELNET10, MODELNET40, SCANOBJECTNN, SHAPENETPART, SHAPENETPART_NAMES
 from pointadapt.data.object_set import ObjectSet
 from pointadapt.errors import UserError
+from pointadapt.files import read_text
 
 Splits = dict[str, tuple[str, ...]]
 
@@ -44,7 +45,9 @@ def pick(folder: Path, found: Iterable[str], variant: str | None) -> str | None:
 
 def listed(file: Path) -> tuple[str, ...] | None:
     """Names in a file, one a line, if it is there."""
-    return tuple(file.read_text().split()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    return tuple(name for line in read_text(file).splitlines() if (name := line.strip()))
 
 
 # --- ModelNet -------------------------------------------------------------------------------------------------------
@@ -151,7 +154,7 @@ def shapenetpart(folder: Path, variant: str | None) -> ObjectLayout | None:
     lists = {split: f"train_test_split/shuffled_{split}_file_list.json" for split in ("train", "val", "test")}
     if not table.is_file() or not (folder / lists["train"]).is_file():
         return None
-    rows = [line.split() for line in table.read_text().splitlines() if line.strip()]
+    rows = [line.split() for line in read_text(table).splitlines() if line.strip()]
     if not all(len(row) == 2 and row[0] in SHAPENETPART for row in rows):
         raise UserError(
             f"{table}: it must hold lines of one of the 16 categories and its folder, such as Airplane 02691156"

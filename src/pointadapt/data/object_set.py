@@ -5,17 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pointadapt.data.object_files import Item, in_two_splits, list_items, taken_apart
-from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, sorted_rows, unit_sphere
-from pointadapt.data.scans import SPLITS, YAML, check_keys, check_text, one_of, repeated, whole, wrong
-from pointadapt.data.transforms import Sample
+from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, sorted_rows
+from pointadapt.data.scans import (
+    SPLITS,
+    YAML,
+    check_keys,
+    check_splits,
+    check_text,
+    one_of,
+    path_lists,
+    read_yaml,
+    repeated,
+    whole,
+    wrong,
+)
+from pointadapt.data.transforms import Sample, unit_sphere
 from pointadapt.errors import UserError
 
 TASKS = ("classification", "parts")
@@ -211,14 +222,6 @@ def draw(name: str, seed: int = 0) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
 
-def read_yaml(file: Path) -> Any:
-    """The content of a yaml. Raises UserError when it is none."""
-    try:
-        return yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
-
-
 # --- checks of the yaml's values: (file, key, value) -> value, or UserError -----------------------------------------
 
 
@@ -245,21 +248,12 @@ def check_folders(file: Any, key: str, value: Any) -> dict[str, str]:
     return {str(folder): str(name) for folder, name in value.items()}
 
 
-def check_sources(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(value, dict) or (key == "splits" and not set(value) <= set(SPLITS)):
-        raise wrong(file, key, value, f"lists of paths under {', '.join(SPLITS)}")
-    taken = set(value) & set(SPLITS) if key == "tests" else set()
-    if taken:
-        raise UserError(f"{file}: `tests.{sorted(taken)[0]}` belongs under `splits`; give it another name")
-    found: dict[str, tuple[str, ...]] = {}
-    for split, sources in value.items():
-        if not isinstance(sources or [], list | tuple):
-            raise wrong(file, f"{key}.{split}", sources, "a list of paths")
-        found[str(split)] = tuple(str(source) for source in sources or [])
-    twice = repeated(source for sources in found.values() for source in sources) if key == "splits" else None
-    if twice:
-        raise UserError(f"{file}: {twice} is listed twice in `splits`; a shape learned from cannot be a test as well")
-    return found
+def check_tests(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise wrong(file, key, value, "lists of paths under names of their own")
+    if taken := sorted(set(value) & set(SPLITS)):
+        raise UserError(f"{file}: `tests.{taken[0]}` belongs under `splits`; give it another name")
+    return path_lists(file, key, value)
 
 
 def check_share(file: Any, key: str, value: Any) -> float:
@@ -310,8 +304,8 @@ CHECKS = {
     "classes": check_names,
     "categories": check_categories,
     "folders": check_folders,
-    "splits": check_sources,
-    "tests": check_sources,
+    "splits": partial(check_splits, what="shape"),
+    "tests": check_tests,
     "holdout": check_share,
     "points": check_points,
     "up": check_choice(tuple(UP)),

@@ -2,8 +2,7 @@
 
 As for scenes a transform is ``(sample, rng) -> sample``, all randomness comes from ``rng`` and inputs are never written
 to. Objects stand on the y axis here (see :class:`pointadapt.data.object_set.ObjectSet`). Which augmentation was used is
-worth up to 3.5 points of accuracy on ScanObjectNN, so each preset has a name that reports
-show.
+worth up to 3.5 points of accuracy on ScanObjectNN, so each preset has a name that reports show.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pointadapt.data.transforms import Compose, RandomJitter, RandomRotate, RandomScale, Sample, take
+from pointadapt.data.transforms import Compose, NormalizeCoord, RandomJitter, RandomRotate, RandomScale, Sample, take
 from pointadapt.ops.neighbors import farthest_points
 
 UP_AXIS = "y"
@@ -84,17 +83,6 @@ class FirstPoints:
 
 
 @dataclass(frozen=True)
-class FarthestPoints:
-    """``points`` by farthest point sampling whatever the order of the rows."""
-
-    points: int
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        rows = sorted_rows(sample["coord"])
-        return take(sample, rows[farthest_rows([sample["coord"][rows]], self.points)[0]])
-
-
-@dataclass(frozen=True)
 class DropPoints:
     """PointNet++'s random dropout: a share of the points, itself uniform in [0, most], becomes copies of the first."""
 
@@ -107,20 +95,6 @@ class DropPoints:
 
 
 # --- geometry -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class UnitSphere:
-    """Centroid to the origin, the farthest point to distance 1. A shape of one place only is centred alone."""
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return {**sample, "coord": unit_sphere(sample["coord"])}
-
-
-def unit_sphere(coord: np.ndarray) -> np.ndarray:
-    centred = coord - coord.mean(0)
-    radius = np.sqrt((centred**2).sum(1).max())
-    return (centred / radius if radius > 0 else centred).astype(coord.dtype)
 
 
 @dataclass(frozen=True)
@@ -163,7 +137,7 @@ def scale_translate(points: int) -> Compose:
 
 def scale_rotate(points: int) -> Compose:
     """Axes scaled by U[0.9, 1.1], back into the unit sphere, any turn: APPT, Point-PEFT."""
-    return Compose([RandomPoints(points), AxisScale(0.9, 1.1), UnitSphere(), TURN])
+    return Compose([RandomPoints(points), AxisScale(0.9, 1.1), NormalizeCoord(), TURN])
 
 
 def parts(points: int) -> Compose:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pointadapt.data.corruptions import corrupt
+from pointadapt.data.io import files_of
 from pointadapt.data.loader import store
 from pointadapt.data.object_files import Item, read_item
 from pointadapt.data.object_set import ObjectSet, draw
@@ -110,7 +111,8 @@ class ObjectItems(Dataset):
 
     def _fingerprint(self) -> str:
         """Changes with the files, the shapes listed and whatever decides how they are prepared."""
-        stats = {path: path.stat() for path in dict.fromkeys(item.path for item in self.shapes)}
+        paths = dict.fromkeys(item.path for item in self.shapes)
+        stats = {file: file.stat() for path in paths for file in files_of(path)}
         files = [(str(path.resolve()), stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()]
         keys = ("task", "classes", "categories", "points", "up", "normalize", "label_field")
         recipe = {key: value for key, value in self.dataset.as_dict().items() if key in keys}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pointadapt.data.object_set import TASKS, ObjectSet, read_yaml
-from pointadapt.data.scans import YAML, DataSet
+from pointadapt.data.object_set import TASKS, ObjectSet
+from pointadapt.data.scans import YAML, DataSet, read_yaml
 from pointadapt.data.video_set import VIDEO_TASKS, VideoSet
 from pointadapt.errors import UserError
 

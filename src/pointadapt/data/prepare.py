@@ -7,14 +7,19 @@ pointadapt prepare scannet ScanNet/ scannet/
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pointadapt.errors import UserError
 
 #: Told while converting: (done, in all).
 Show = Callable[[int, int], None]
+Job = TypeVar("Job")
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -85,3 +90,13 @@ def prepare(
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
     return PREPARE[kind](Path(source), Path(out), overwrite, workers, show)
+
+
+def shared(convert: Callable[[Job], Done], jobs: Sequence[Job], workers: int) -> Iterator[Done]:
+    """What ``convert`` returns of every job, in their order, by as many processes."""
+    if workers <= 1 or len(jobs) < 2:
+        yield from map(convert, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # forked copies of a process with threads may hang
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        yield from pool.map(convert, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))

@@ -8,12 +8,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,10 @@ import numpy as np
 from pointadapt.data.benchmark_init import init_benchmark
 from pointadapt.data.benchmarks import AREAS, NUSCENES_LISTS, facts, find_benchmark
 from pointadapt.data.io import reason, replace
-from pointadapt.data.prepare import Outcome, Show
+from pointadapt.data.prepare import Outcome, Show, shared
 from pointadapt.data.split_lists import APART
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_json, read_text, write_text
 from pointadapt.kinds import YAML
 
 #: What becomes of one scan: its arrays, and a sentence to tell or "".
@@ -38,21 +36,12 @@ def convert_all(jobs: Sequence[Job], overwrite: bool, workers: int, show: Show |
     """Run (source, target, function, further arguments) for every target that is not there."""
     todo = [job for job in jobs if overwrite or not job[1].is_dir()]
     failed, notes = [], []
-    for done, (problem, note) in enumerate(results(todo, workers), len(jobs) - len(todo) + 1):
+    for done, (problem, note) in enumerate(shared(convert, todo, workers), len(jobs) - len(todo) + 1):
         failed += [problem] if problem else []
         notes += [note] if note else []
         if show is not None:
             show(done, len(jobs))
     return Outcome(len(todo) - len(failed), len(jobs) - len(todo), tuple(notes), tuple(failed))
-
-
-def results(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, str]]:
-    if workers <= 1 or len(jobs) < 2:
-        yield from map(convert, jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # forked copies of a process with threads may hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        yield from pool.map(convert, jobs)
 
 
 def convert(job: Job) -> tuple[str, str]:
@@ -122,7 +111,7 @@ def scene_list(source: Path, split: str) -> list[str]:
     name = f"scannetv2_{split}.txt"
     file = next((source / part / name for part in ("", "meta_data") if (source / part / name).is_file()), None)
     if file is not None:
-        return file.read_text().split()
+        return read_text(file).split()
     if split == "test":
         return []
     raise UserError(f"{source}: no {name}, the official list of scenes; it is in ScanNet's repository: put it there")
@@ -133,7 +122,7 @@ def label_table(file: Path) -> dict[str, tuple[int, int]]:
     """Raw label name -> (index among the 20 classes, among the 200); -1 = none."""
     nyu = {raw: index for index, raw in enumerate(facts("scannet")["nyu40id"])}
     raw200 = {raw: index for index, raw in enumerate(facts("scannet200")["raw_id"])}
-    with open(file, newline="") as stream:
+    with open(file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
     try:
         return {
@@ -159,13 +148,13 @@ def scannet_scan(place: Path, table: Path, labelled: bool) -> Arrays:
     }
     if not labelled:
         return arrays, ""
-    segments = np.asarray(read_json(place / f"{name}_vh_clean_2.0.010000.segs.json")["segIndices"])
+    segments = np.asarray(downloaded(place / f"{name}_vh_clean_2.0.010000.segs.json")["segIndices"])
     if len(segments) != len(coord):
         raise UserError(f"{place}: {len(segments)} over-segments for the {len(coord)} vertices of the mesh")
     both = np.full((2, len(coord)), -1, np.int16)
     instance = np.full(len(coord), -1, np.int16)
     known, unknown = label_table(table), set()
-    for group in read_json(place / f"{name}.aggregation.json")["segGroups"]:
+    for group in downloaded(place / f"{name}.aggregation.json")["segGroups"]:
         rows = np.isin(segments, group["segments"])
         if group["label"] not in known:
             unknown.add(group["label"])
@@ -184,10 +173,10 @@ def vertex_normals(coord: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.divide(total, length, out=np.zeros_like(total), where=length > 0).astype(np.float32)
 
 
-def read_json(file: Path) -> Any:
+def downloaded(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"{file}: no such file; download the scan again")
-    return json.loads(file.read_text())
+    return read_json(file)
 
 
 # --- S3DIS ----------------------------------------------------------------------------------------------------------
@@ -304,7 +293,7 @@ def records(file: Path) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"{file}: no such table; unpack the metadata of nuScenes again")
     decoder, text, at = json.JSONDecoder(), "", 0
-    with open(file) as stream:
+    with open(file, encoding="utf-8") as stream:
         while chunk := stream.read(1 << 20):
             text, at = text[at:] + chunk, 0
             while True:

@@ -9,10 +9,8 @@ and P4Transformer.
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import numpy as np
 
 from pointadapt.data.frame_names import misnumbered, natural
 from pointadapt.data.io import reason
-from pointadapt.data.prepare import Outcome, Show
+from pointadapt.data.prepare import Outcome, Show, shared
 from pointadapt.data.scans import repeated
 from pointadapt.errors import UserError
 from pointadapt.files import written
@@ -90,21 +88,12 @@ def prepare_videos(
     jobs = [(kind, video, out / f"{video.stem if kind == 'msr' else video.name}.npz") for video in videos]
     todo = [job for job in jobs if overwrite or not job[2].is_file()]
     failed, empty = [], 0
-    for done, (frames, message) in enumerate(results(todo, workers), len(jobs) - len(todo) + 1):
+    for done, (frames, message) in enumerate(shared(convert, todo, workers), len(jobs) - len(todo) + 1):
         empty += frames
         failed += [message] if message else []
         if show is not None:
             show(done, len(jobs))
     return Prepared(kind, len(todo) - len(failed), len(jobs) - len(todo), empty, tuple(failed))
-
-
-def results(jobs: list[tuple[str, Path, Path]], workers: int) -> Iterator[tuple[int, str]]:
-    if workers <= 1 or len(jobs) < 2:
-        yield from map(convert, jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # forked copies of a process with threads may hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        yield from pool.map(convert, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
 
 
 def raw_videos(source: Path) -> tuple[str, list[Path]]:

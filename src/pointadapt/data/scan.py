@@ -63,7 +63,8 @@ def canonical(name: str) -> str:
 def assemble(path: Path, fields: dict[str, np.ndarray], label_field: str | None = None) -> Scan:
     """A Scan from a file's named columns ([N] or [N, k] each).
 
-    Raises UserError when there are no coordinates, or no ``label_field`` where one is asked for.
+    Raises UserError when there are no coordinates, no ``label_field`` where one is asked for, and for colours, normals
+    or labels of other points.
     """
     columns: dict[str, np.ndarray] = {}
     for name, values in fields.items():
@@ -73,8 +74,13 @@ def assemble(path: Path, fields: dict[str, np.ndarray], label_field: str | None 
         raise UserError(f"{path}: no coordinates among its fields ({', '.join(fields)}); it needs x, y and z")
     color, normal = group(columns, COLORS), group(columns, NORMALS)
     found, label = find_label(path, fields, label_field)
+    if label is not None and label_field is None and len(label) == 1 < len(coord):
+        found = label = None  # the class of the whole, as files of shapes have it
     if found is not None:
         columns.pop(canonical(found), None)
+    for what, found_values in (("colours", color), ("normals", normal), ("labels", label)):
+        if found_values is not None and len(found_values) != len(coord):
+            raise UserError(f"{path}: {len(found_values)} {what} for {len(coord)} points; export it again")
     extras = {k: v.reshape(len(v)) for k, v in columns.items() if v.size == len(coord) and v.dtype.kind in "buif"}
     return Scan(
         path=path,
@@ -115,11 +121,14 @@ def find_label(
 
 def as_label(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     """[N] int64; NaN (CloudCompare's unlabelled) becomes -1; of several labels per point the first counts."""
+    values = np.atleast_1d(values)
     values = values.reshape(len(values), -1)[:, 0] if values.size else values.reshape(0)
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), -1, values)
-        if (values != np.floor(values)).any():
-            raise UserError(f"{path}: the field {name!r} has fractions, so it holds no class ids; set label_field")
+        if not (np.isfinite(values) & (values == np.floor(values))).all():
+            raise UserError(
+                f"{path}: the field {name!r} has fractions or infinite values, so no class ids; set label_field"
+            )
     if values.dtype.kind not in "buif":
         raise UserError(f"{path}: the field {name!r} holds no numbers, so no class ids; set label_field")
     return values.astype(np.int64)

@@ -20,12 +20,15 @@ from pointadapt.data.scan import Scan
 from pointadapt.data.split_lists import expand, labels_of, scan_of
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
+from pointadapt.files import read_text
 from pointadapt.kinds import YAML
 
 SPLITS = ("train", "val", "test")
 #: Fields that say where a data set lies; they are no keys of the yaml.
 PLACES = ("folder", "yaml_file")
 NORMALS = ("file", "estimate", "none")
+#: A voxel's edge after scaling: what Sonata, Concerto and most others were trained on, in metres.
+MODEL_VOXEL = 0.02
 #: Matrices that bring a file's axes to x east, y north, z up, all without mirroring.
 UP = {
     "z": np.eye(3),
@@ -79,11 +82,7 @@ class DataSet:
             raise UserError(f"{path} is a scan: give the folder it is in, with a {YAML} or labels to make one from")
         if not file.is_file():
             raise UserError(f"{path}: no {YAML} here; write one with: pointadapt init {path}")
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
-        dataset = replace(cls.from_dict(content, file.parent, file), yaml_file=file)
+        dataset = replace(cls.from_dict(read_yaml(file), file.parent, file), yaml_file=file)
         for split in dataset.splits:
             for scan in dataset.paths(split):
                 if not scan.exists():
@@ -223,6 +222,14 @@ class DataSet:
         return estimate_normals(coord, self.grid_size)
 
 
+def read_yaml(file: Path) -> Any:
+    """The content of a yaml. Raises UserError when it is none."""
+    try:
+        return yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
+
+
 # --- checks of the yaml's values: (file, key, value) -> value, or UserError -----------------------------------------
 
 
@@ -253,22 +260,26 @@ def check_ignore(file: Any, key: str, value: Any) -> tuple[int, ...]:
     return tuple(whole(file, key, raw) for raw in value)
 
 
-def check_splits(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
+def check_splits(file: Any, key: str, value: Any, what: str = "scan") -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict) or not set(value) <= set(SPLITS):
         raise wrong(file, key, value, f"lists of paths under {', '.join(SPLITS)}")
-    splits: dict[str, tuple[str, ...]] = {}
-    for split, scans in value.items():
-        if not isinstance(scans or [], list | tuple):
-            raise wrong(file, f"{key}.{split}", scans, "a list of paths")
-        splits[split] = tuple(str(scan) for scan in scans or [])
-    refuse_twice(file, (scan for scans in splits.values() for scan in scans))
+    splits = path_lists(file, key, value)
+    refuse_twice(file, (path for paths in splits.values() for path in paths), what)
     return splits
 
 
-def refuse_twice(file: Any, scans: Iterable[str]) -> None:
-    twice = repeated(scans)
-    if twice:
-        raise UserError(f"{file}: {twice} is listed twice in `splits`; a scan learned from cannot be a test as well")
+def path_lists(file: Any, key: str, value: dict) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for split, paths in value.items():
+        if not isinstance(paths or [], list | tuple):
+            raise wrong(file, f"{key}.{split}", paths, "a list of paths")
+        found[str(split)] = tuple(str(path) for path in paths or [])
+    return found
+
+
+def refuse_twice(file: Any, paths: Iterable[str], what: str = "scan") -> None:
+    if twice := repeated(paths):
+        raise UserError(f"{file}: {twice} is listed twice in `splits`; a {what} learned from cannot be a test as well")
 
 
 def check_keys(file: Any, content: dict, known: list[str]) -> None:

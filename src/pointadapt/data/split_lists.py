@@ -8,12 +8,12 @@ scan's labels where it lies apart). Paths in lists are relative to the data set'
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pointadapt.data.io import is_scan, walk_scans
 from pointadapt.errors import UserError
+from pointadapt.files import read_json, read_text
 
 LISTS = (".json", ".txt")
 #: Between a scan and its file of labels.
@@ -41,11 +41,7 @@ def expand(folder: Path, entry: str, file: Any) -> list[str]:
 def read_list(path: Path, file: Any) -> list[str]:
     if not path.is_file():
         raise UserError(f"{file}: `splits` lists {path}, which does not exist")
-    try:
-        text = path.read_text()
-        names = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as a list of scans ({error})") from error
+    names = read_json(path) if path.suffix.lower() == ".json" else read_text(path).splitlines()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f'{path}: it must hold an array of paths, such as ["train/scene0000_00"]')
     names = [name.strip() for name in names if name.strip()]

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pointadapt.data.geometry import spacing
 from pointadapt.data.io import read_scan, walk_scans
+from pointadapt.data.layout import flow, line
 from pointadapt.data.scan import Scan
-from pointadapt.data.scans import SPLITS, YAML, DataSet
+from pointadapt.data.scans import MODEL_VOXEL, SPLITS, YAML, DataSet
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
 
 LAS_ENDINGS = (".las", ".laz")
 ECHOES = ("intensity", "return_number", "number_of_returns")
-MODEL_GRID = 0.02  # the voxel Sonata, Concerto and most indoor backbones were trained on
 SPLIT_DRAWS = 200
 
 
@@ -90,7 +89,7 @@ def init_dataset(
     scale: float | None = None,
     val: float = 0.2,
     overwrite: bool = False,
-    indoor_grid: float = MODEL_GRID,
+    indoor_grid: float = MODEL_VOXEL,
 ) -> Path:
     """Write ``folder/dataset.yaml`` after looking at the files; returns its path.
 
@@ -98,7 +97,7 @@ def init_dataset(
     classes    raw ids (and names) to learn; other ids found are ignored. By default all but ASPRS's "unclassified",
                noise and artefacts
     grid_size  edge of a voxel in metres; by default about twice the spacing of points
-    scale      factor on coordinates; by default such that a voxel has the edge MODEL_GRID
+    scale      factor on coordinates; by default such that a voxel has the edge MODEL_VOXEL
     val        share of the points to hold out for validation, in whole files
     indoor_grid  smallest voxel to propose for rooms: what the backbone was trained on, in metres
 
@@ -154,11 +153,11 @@ def propose(
     return DataSet(
         folder=folder,
         classes=chosen,
-        ignore=tuple(raw for raw in sorted(found) if raw not in chosen and raw >= 0),
+        ignore=tuple(raw for raw in sorted(found) if raw not in chosen and raw != -1),
         splits=suggest_splits(files, set(chosen), val),
         label_field=label_field or Counter(f.label_field for f in files if f.label_field).most_common(1)[0][0],
         grid_size=grid_size,
-        scale=scale or float(f"{MODEL_GRID / grid_size:.4g}"),
+        scale=scale or float(f"{MODEL_VOXEL / grid_size:.4g}"),
         color="rgb" if any(file.has_color for file in files) else echoes or "none",
         normals="file" if all(file.has_normal for file in files) else "estimate",
         transform="aerial" if echoes else "outdoor" if wide else "indoor",
@@ -185,7 +184,7 @@ def suggest_grid(files: list[FileSurvey]) -> float:
     """Twice the spacing of neighbouring points, rounded to 1, 2, 2.5 or 5 times a power of ten."""
     wanted = 2 * float(np.median([file.spacing for file in files]))
     if wanted <= 0:
-        return MODEL_GRID
+        return MODEL_VOXEL
     power = 10.0 ** math.floor(math.log10(wanted))
     step = min((1, 2, 2.5, 5, 10), key=lambda step: abs(math.log(step * power / wanted)))
     return float(f"{step * power:.3g}")
@@ -270,15 +269,6 @@ def report(dataset: DataSet, files: list[FileSurvey]) -> dict[str, Any]:
 def describe(dataset: DataSet, files: list[FileSurvey]) -> str:
     """dataset.yaml with comments that say what each value does and what it was taken from."""
     facts = report(dataset, files)
-
-    def flow(value: Any) -> str:
-        return yaml.safe_dump(
-            value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
-        ).splitlines()[0]
-
-    def line(key: str, value: Any) -> str:
-        return f"{key}: {flow(value)}\n"
-
     known, _ = known_classes(files)
     ignored = ", ".join(f"{raw} {known[raw]}" for raw in dataset.ignore if raw in known)
     echoes = ", ".join(f"{name}: {value:g}" for name, value in facts["echoes"].items())

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pointadapt.data.formats.ply import save
 from pointadapt.data.furniture import build
 from pointadapt.data.furniture_item import CLUTTER, ROOM_CLASSES, Item
 from pointadapt.data.raycast import BOX, Array, Returns, Sensor, Solid, scan, turn_of
-from pointadapt.files import write_bytes, write_text
+from pointadapt.files import write_text
 
 STYLES = ("a", "b")
 SENSORS = {
@@ -125,7 +126,7 @@ def _shell(place: Room) -> None:
     for side in range(4):
         _wall(place, side, openings[side], accent if side == sides[1] else color, painter)
     if rng.random() < 0.35:
-        _corner(place, painter, color)
+        _corner(place, color)
     if style == "b" and rng.random() < 0.5:  # beams under the flat ceiling
         for x in np.arange(0.6, width, 1.1):
             centre, half = np.array([x, middle[1], height - 0.07]), np.array([0.06, length / 2, 0.07])
@@ -255,7 +256,7 @@ def _fill_window(place: Room, side: int, along: tuple, up: tuple, painter: Item)
                 )
 
 
-def _corner(place: Room, painter: Item, color: Array) -> None:
+def _corner(place: Room, color: Array) -> None:
     """A shaft that makes the plan an L, or (style b) a wall across the corner."""
     rng = place.rng
     size = rng.uniform(0.5, [0.35 * place.width, 0.35 * place.length])
@@ -425,15 +426,7 @@ def write_rooms(
 
 
 def write_ply(path: Path, coord: np.ndarray, color: np.ndarray, label: np.ndarray) -> None:
-    """Write x y z (float32), red green blue (uint8) and label (int32) as a binary little-endian PLY, atomically."""
-    types = [(name, "<f4") for name in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")] + [("label", "<i4")]
-    rows = np.empty(len(coord), dtype=types)
-    for column, name in enumerate("xyz"):
-        rows[name] = coord[:, column]
-    for column, name in enumerate(("red", "green", "blue")):
-        rows[name] = color[:, column]
-    rows["label"] = label
-    words = {"<f4": "float", "u1": "uchar", "<i4": "int"}
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
-    header += [f"property {words[kind]} {name}" for name, kind in types] + ["end_header", ""]
-    write_bytes(path, "\n".join(header).encode("ascii") + rows.tobytes())
+    """Write x y z (float32), red green blue (uint8) and label (int32) of [N] points."""
+    columns = dict(zip("xyz", coord.astype(np.float32).T, strict=True))
+    columns |= zip(("red", "green", "blue"), color.astype(np.uint8).T, strict=True)
+    save(path, {**columns, "label": np.asarray(label, np.int32)})

@@ -9,6 +9,9 @@ import torch
 
 from pointadapt.ops.voxel import grid_index, voxelize
 
+#: Context around a tile's core that evaluation and prediction use, in voxels.
+MARGIN = 25
+
 
 def tiles(coord: np.ndarray, grid_size: float, limit: int, margin: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (rows [n] int64, core [n] bool) per tile; every point is in the core of exactly one tile.

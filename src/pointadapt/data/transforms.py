@@ -70,11 +70,17 @@ class CenterShift:
 
 @dataclass(frozen=True)
 class NormalizeCoord:
-    """Into the unit sphere around the centroid, for single objects."""
+    """Centroid to the origin, the farthest point to distance 1, for single objects."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        coord = sample["coord"] - sample["coord"].mean(0)
-        return {**sample, "coord": coord / np.sqrt((coord**2).sum(1)).max()}
+        return {**sample, "coord": unit_sphere(sample["coord"])}
+
+
+def unit_sphere(coord: np.ndarray) -> np.ndarray:
+    """[N, 3] around the centroid, the farthest point at distance 1; points of one place are centred alone."""
+    centred = coord - coord.mean(0)
+    radius = np.sqrt((centred**2).sum(1).max())
+    return (centred / radius if radius > 0 else centred).astype(coord.dtype)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from pointadapt.data.io import reason
+from pointadapt.data.object_arrays import first, header, open_h5, read_header, text
 from pointadapt.data.unpickle import ArraysOnly
 from pointadapt.errors import UserError
 
@@ -225,14 +226,6 @@ def points_key(arrays: dict[str, tuple[tuple[int, ...], np.dtype]]) -> str | Non
     return None
 
 
-def first(fields: dict[str, Any], names: tuple[str, ...]) -> Any | None:
-    return next((fields[name] for name in names if name in fields), None)
-
-
-def text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
@@ -250,19 +243,6 @@ def npz_fields(path: Path) -> dict[str, Any]:
                 read_header(stream)
                 fields[name] = ArraysOnly(stream, encoding="latin1").load()
     return fields
-
-
-def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    return shape, dtype
-
-
-def header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, type) of an array in an NPZ."""
-    with archive.open(f"{name}.npy") as stream:
-        return read_header(stream)
 
 
 def headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -287,11 +267,7 @@ def npy_fields(path: Path) -> dict[str, Any]:
 
 def h5_fields(path: Path) -> dict[str, Any]:
     """Data sets of an open file for points and their labels, arrays for all that is small."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(f"{path}: HDF5 needs the package h5py: pip install 'pointadapt[objects]'") from None
-    file = h5py.File(path, "r")
+    file = open_h5(path)
     small = {name: file[name][()] for name in SMALL if name in file}
     return {**{name: file[name] for name in (*POINTS, *SEGMENTS, *COLORS) if name in file}, **small}
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from pointadapt.data.frame_names import misnumbered, natural
 from pointadapt.data.io import LABELLED, is_left_out, is_output, is_scan, reason
 from pointadapt.data.object_files import TEXT, is_shape, read_shape, taken_apart
+from pointadapt.data.scans import read_yaml
 from pointadapt.data.video_arrays import ENDINGS, Frame, contents, holds_videos, read_videos
-from pointadapt.errors import UserError
+from pointadapt.errors import NoPoints, UserError
+from pointadapt.files import read_text
 
 if TYPE_CHECKING:
     from pointadapt.data.video_set import VideoSet
@@ -207,7 +208,7 @@ def from_list(dataset: VideoSet, path: Path, within: str, labelled: bool) -> lis
     ``within`` is "28" for SHREC's 28 classes instead of 14.
     """
     found: list[Video] = []
-    for line in path.read_text().splitlines():
+    for line in read_text(path).splitlines():
         words = [word.strip() for word in (line.split(",") if path.suffix.lower() == ".csv" else line.split())]
         if not words or not words[0] or words[0].lower() in ("video", "name", "file"):
             continue
@@ -251,10 +252,8 @@ def read_frame(dataset: VideoSet, video: Video, number: int) -> Frame:
     label_field = dataset.label_field if dataset.task == "video_segmentation" else None
     try:
         scan = read_shape(path, label_field=label_field)
-    except UserError as error:
-        if str(error).endswith("has no points"):
-            return Frame(np.zeros((0, 3)), np.zeros(0, np.int64), color=np.zeros((0, 3), np.uint8))
-        raise
+    except NoPoints:
+        return Frame(np.zeros((0, 3)), np.zeros(0, np.int64), color=np.zeros((0, 3), np.uint8))
     return Frame(scan.coord, scan.label, color=scan.color)
 
 
@@ -313,18 +312,20 @@ def read_frame_labels(file: Path, video: Video, gaps: bool = True) -> list[Any]:
                 a heading with ``label`` in it may stand above
     yaml        a list of F labels, or of runs ``[first frame, last frame, label]``; frames in no run are ignored
     """
-    try:
-        if file.suffix == ".npy":
+    if file.suffix == ".npy":
+        try:
             return np.load(file, allow_pickle=False).reshape(-1).tolist()
-        if file.suffix in (".yaml", ".yml"):
-            return from_runs(file, yaml.safe_load(file.read_text()), video.length)
-    except (ValueError, EOFError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: not readable as labels of frames ({reason(error)})") from error
-    rows = [[word.strip() for word in row] for row in csv.reader(file.read_text().splitlines()) if row]
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{file}: not readable as labels of frames ({reason(error)})") from error
+    if file.suffix in (".yaml", ".yml"):
+        return from_runs(file, read_yaml(file), video.length)
+    rows = [[word.strip() for word in row] for row in csv.reader(read_text(file).splitlines()) if row]
     column, key = -1, 0 if rows and len(rows[0]) > 1 else None
     if rows and "label" in (heading := [word.lower() for word in rows[0]]):
         column, key = heading.index("label"), heading.index("frame") if "frame" in heading else None
         rows = rows[1:]
+    if short := next((row for row in rows if len(row) <= max(column, key or 0)), None):
+        raise UserError(f"{file}: the line {','.join(short)!r} has too few columns; every frame needs its label")
     if key is None:
         return [row[column] for row in rows]
     given = {row[key]: row[column] for row in rows}

@@ -14,9 +14,10 @@ import numpy as np
 
 from pointadapt.data.frame_names import natural
 from pointadapt.data.layout import UP_NOTE, Layout
+from pointadapt.data.object_arrays import first, text
 from pointadapt.data.object_layouts import pick
 from pointadapt.data.scans import SPLITS
-from pointadapt.data.video_arrays import VideoArrays, first, holds_videos, read_videos, text
+from pointadapt.data.video_arrays import VideoArrays, holds_videos, read_videos
 from pointadapt.data.video_classes import (
     HOI4D_IGNORED,
     HOI4D_SEGMENTS,
@@ -31,6 +32,7 @@ from pointadapt.data.video_classes import (
 )
 from pointadapt.data.video_set import VideoSet
 from pointadapt.errors import UserError
+from pointadapt.files import read_text
 
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "test": "test", "testing": "test"}
 #: Where RadHAR's sensor sees something: beyond lie outliers (its x is forward, y sideways, z up).
@@ -144,7 +146,7 @@ def shrec(folder: Path, variant: str | None) -> VideoLayout | None:
         return None
     kinds = ("14", "28")
     kind = pick(folder, kinds, variant) or "14"
-    rows = [line.split() for file in lists.values() if file.is_file() for line in file.read_text().splitlines() if line]
+    rows = [line.split() for file in lists.values() if file.is_file() for line in read_text(file).splitlines() if line]
     if not all(len(row) == 7 and all(word.isdigit() for word in row) for row in rows):
         raise UserError(
             f"{lists['train']}: SHREC'17's lists have seven numbers on a line: gesture finger subject essai ..."

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,18 @@ from pointadapt.data.object_set import (
     check_switch,
     checked,
     draw,
-    read_yaml,
 )
-from pointadapt.data.scans import SPLITS, YAML, check_ignore, check_positive, check_text, repeated, whole, wrong
+from pointadapt.data.scans import (
+    SPLITS,
+    YAML,
+    check_ignore,
+    check_positive,
+    check_splits,
+    check_text,
+    read_yaml,
+    whole,
+    wrong,
+)
 from pointadapt.data.video_files import Video, list_videos
 from pointadapt.data.video_transforms import VIDEO_TRANSFORMS
 from pointadapt.errors import UserError
@@ -247,20 +256,6 @@ def check_ids(file: Any, key: str, value: Any) -> dict[int, str]:
     return {whole(file, key, raw): str(name) for raw, name in value.items()}
 
 
-def check_splits(file: Any, key: str, value: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(value, dict) or not set(value) <= set(SPLITS):
-        raise wrong(file, key, value, f"lists of paths under {', '.join(SPLITS)}")
-    found: dict[str, tuple[str, ...]] = {}
-    for split, sources in value.items():
-        if not isinstance(sources or [], list | tuple):
-            raise wrong(file, f"{key}.{split}", sources, "a list of paths")
-        found[str(split)] = tuple(str(source) for source in sources or [])
-    twice = repeated(source for sources in found.values() for source in sources)
-    if twice:
-        raise UserError(f"{file}: {twice} is listed twice in `splits`; a video learned from cannot be a test as well")
-    return found
-
-
 def check_box(file: Any, key: str, value: Any) -> dict[str, tuple[float, float]]:
     wanted = "axes with their limits, as in {x: [0, 6], z: [-4, 4]}"
     if not isinstance(value, dict) or not set(value) <= set(AXES):
@@ -319,7 +314,7 @@ CHECKS: dict[str, Callable[[Any, str, Any], Any]] = {
     "folders": check_folders,
     "label_pattern": check_pattern,
     "label_field": check_text,
-    "splits": check_splits,
+    "splits": partial(check_splits, what="video"),
     "holdout": check_share,
     "frames": at_least(2, "frames"),
     "step": at_least(1, "frames"),

@@ -22,7 +22,7 @@ from pointadapt.analysis.transport import balanced
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.domains.domain import Domain, from_first
 from pointadapt.errors import UserError
-from pointadapt.files import write_bytes, write_text
+from pointadapt.files import read_json, write_bytes, write_text
 from pointadapt.point import Point
 
 WEIGHTS, LOG = "align.safetensors", "align.json"
@@ -56,7 +56,7 @@ def first_stage(model: Any, domain: Domain, resume: bool, is_main: bool) -> dict
     if config is None:
         return None
     if resume and (out / WEIGHTS).is_file():
-        found = read_weights(out / WEIGHTS), json.loads((out / LOG).read_text())
+        found = read_weights(out / WEIGHTS), read_json(out / LOG)
     else:
         found = stage_one(model, domain, config, is_main)
     state, told = from_first(found)

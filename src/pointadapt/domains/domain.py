@@ -26,8 +26,10 @@ from pointadapt.data.open import open_dataset
 from pointadapt.data.transforms import Sample
 from pointadapt.errors import UserError
 from pointadapt.kinds import KINDS, YAML, Kind
-from pointadapt.run import Run, read_json
+from pointadapt.run import Run, read_settings
 
+#: From y up, which models of shapes and videos know, to z up, which the report's view shows.
+TO_VIEW = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 #: Told while a source is worked on: (share done, its name or None).
 Show = Callable[[float, str | None], None]
 
@@ -202,7 +204,7 @@ def remembered_domain(run: Run) -> Domain:
     """The run on its data set as run.json remembers it."""
     file = run.folder / "run.json"
     kind = domain_class(run.kind)
-    return kind(replace(run, epochs=None), kind.remembered(read_json(file)["dataset"], run, file))
+    return kind(replace(run, epochs=None), kind.remembered(read_settings(file)["dataset"], run, file))
 
 
 # --- what several kinds need ----------------------------------------------------------------------------------------

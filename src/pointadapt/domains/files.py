@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pointadapt.data.io import LABELLED, ending, is_output, is_scan, kind
 from pointadapt.data.survey import find_scans
-from pointadapt.errors import UserError
+from pointadapt.errors import UserError, few
 
 
 def file_jobs(
@@ -26,7 +26,7 @@ def file_jobs(
         files = {file for file in source.rglob("*") if file.is_file() and file.parent not in scans}
         files -= {file for file in files if is_output(file) or is_output(file.parent)}  # predict tells of them
         if others := sorted(str(file.relative_to(source)) for file in files - set(scans)):
-            print(f"left alone, no scans: {', '.join(others)}", file=sys.stderr)
+            print(f"left alone, no scans: {few(others)}", file=sys.stderr)
         out = source.with_name(f"{source.name}{LABELLED}") if out is None else as_folder(out)
         jobs = [(scan, out / scan.relative_to(source).with_suffix(ending(scan))) for scan in scans]
     else:

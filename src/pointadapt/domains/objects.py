@@ -26,7 +26,7 @@ from pointadapt.data.object_set import ObjectSet
 from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, object_eval
 from pointadapt.data.objects import ObjectItems, collate_objects, corrupted, thin
 from pointadapt.data.transforms import Sample, Transform
-from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, process
+from pointadapt.domains.domain import TO_VIEW, Asked, Domain, Found, Show, autocast, process
 from pointadapt.domains.files import as_folder, check_target
 from pointadapt.errors import UserError
 from pointadapt.files import write_text
@@ -38,8 +38,7 @@ from pointadapt.tasks.classification import Classification
 GRID = 0.02
 #: The random stream of voting; a view is the same for every shape and every run.
 VIEWS = 10_000
-#: From y up, which the models know, to z up, which the report's view shows.
-TO_VIEW = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+TABLE = "predictions.csv"
 
 
 class Objects(Domain):
@@ -218,9 +217,6 @@ class Classified(Objects):
             values = [f"{p:.6f}" for p in probability.tolist()] if more else []
             table.writerow([name, self.names[int(index)], f"{float(confidence):.6f}", *values])
         write_text(target, text.getvalue())
-
-
-TABLE = "predictions.csv"
 
 
 def shape_files(source: Path) -> list[Path]:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from pointadapt.data.io import read_scan, write_labels
 from pointadapt.data.object_arrays import ENDINGS, holds_shapes
-from pointadapt.data.object_files import TEXT, read_text
+from pointadapt.data.object_files import TEXT, read_columns
 from pointadapt.data.object_transforms import object_eval
 from pointadapt.data.objects import ObjectItems, thin
 from pointadapt.data.transforms import Sample
-from pointadapt.domains.domain import Asked, Found, Show
+from pointadapt.domains.domain import TO_VIEW, Asked, Found, Show
 from pointadapt.domains.files import file_jobs
-from pointadapt.domains.objects import TO_VIEW, VIEWS, Objects, notes_on, shape_files
+from pointadapt.domains.objects import VIEWS, Objects, notes_on, shape_files
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_text, write_text
 from pointadapt.metrics import confusion_matrix, part_scores, shape_miou, sum_over_processes
 from pointadapt.run import Run
 from pointadapt.tasks.parts import PartSegmentation
@@ -137,7 +137,7 @@ class Parts(Objects):
 def read_points(path: Path) -> np.ndarray:
     """[N, 3] points of one shape, in the file's order. Raises UserError for files that are no cloud of one shape."""
     if path.suffix.lower() in TEXT:
-        return read_text(path).coord
+        return read_columns(path).coord
     if path.suffix.lower() == ".off":
         raise UserError(f"{path}: a mesh has no points that could be labelled: give a cloud of points")
     if path.suffix.lower() in ENDINGS and holds_shapes(path):
@@ -146,10 +146,13 @@ def read_points(path: Path) -> np.ndarray:
 
 
 def write_columns(source: Path, target: Path, parts: np.ndarray, confidence: np.ndarray) -> None:
-    """The lines of a text file with two columns more: part and confidence."""
-    lines = [line for line in source.read_text().splitlines() if line.strip()]
+    """The lines of a text file with two columns more: part and confidence. Comments (behind a #) stay."""
+    lines = [line for line in read_text(source).splitlines() if line.strip()]
     between = "," if "," in lines[0] else " "
-    head, lines = lines[: len(lines) - len(parts)], lines[len(lines) - len(parts) :]
-    head = [between.join([line, "part", "confidence"]) for line in head]
-    rows = [between.join([line, str(p), f"{c:.6f}"]) for line, p, c in zip(lines, parts, confidence, strict=True)]
-    write_text(target, "\n".join([*head, *rows, ""]))
+    told = [at for at, line in enumerate(lines) if line.split("#")[0].strip()]  # a heading or none, then the points
+    added = [("part", "confidence")] * (len(told) - len(parts))
+    added += [(str(part), f"{share:.6f}") for part, share in zip(parts, confidence, strict=True)]
+    for at, more in zip(told, added, strict=True):
+        text, sign, comment = lines[at].partition("#")
+        lines[at] = between.join([text.rstrip(), *more]) + (f" {sign}{comment}" if sign else "")
+    write_text(target, "\n".join([*lines, ""]))

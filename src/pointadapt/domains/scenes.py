@@ -15,7 +15,7 @@ from pointadapt.data.loader import ScanDataset, collate_batch
 from pointadapt.data.presets import TRAIN_TRANSFORMS, eval_transform, finish, tta_views
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import UP, DataSet
-from pointadapt.data.tiles import tiles
+from pointadapt.data.tiles import MARGIN, tiles
 from pointadapt.data.transforms import CenterShift, Compose, Sample, fragments
 from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, give_back_memory, process
 from pointadapt.domains.files import file_jobs
@@ -23,9 +23,6 @@ from pointadapt.errors import UserError
 from pointadapt.metrics import confusion_matrix, group_scores, scores, sum_over_processes, top_k_confusion
 from pointadapt.run import Run
 from pointadapt.tasks.segmentation import Segmentation
-
-#: Context around a tile's core in voxels.
-MARGIN = 25
 
 
 class Scenes(Domain):

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from pointadapt.data.formats.ply import save
 from pointadapt.data.io import LABELLED
 from pointadapt.data.video_files import Video
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.videos import videos_at
 from pointadapt.domains.files import as_folder, check_target
 from pointadapt.errors import UserError
-from pointadapt.files import write_bytes, write_text
+from pointadapt.files import write_text
 
 TABLE, PICTURE = ".csv", ".png"
 
@@ -72,15 +73,9 @@ def write_table(file: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def write_ply(file: Path, coord: np.ndarray, classes: np.ndarray, confidence: np.ndarray) -> None:
-    """x y z class confidence of [N] points as a binary little-endian PLY."""
-    types = [*((axis, "<f4") for axis in "xyz"), ("class", "<i4"), ("confidence", "<f4")]
-    rows = np.empty(len(coord), types)
-    for axis, values in zip("xyz", coord.T, strict=True):
-        rows[axis] = values
-    rows["class"], rows["confidence"] = classes, confidence
-    properties = [f"property {'int' if kind == '<i4' else 'float'} {name}" for name, kind in types]
-    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}", *properties, "end_header", ""]
-    write_bytes(file, "\n".join(head).encode() + rows.tobytes())
+    """x y z (float32), class (int32) and confidence (float32) of [N] points."""
+    columns = dict(zip("xyz", coord.astype(np.float32).T, strict=True))
+    save(file, {**columns, "class": classes.astype(np.int32), "confidence": confidence.astype(np.float32)})
 
 
 def picture_of(table: Path) -> Path:

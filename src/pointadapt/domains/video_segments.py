@@ -21,10 +21,10 @@ from pointadapt.data.io import FORMATS, write_labels
 from pointadapt.data.object_files import TEXT
 from pointadapt.data.video_files import read_frame
 from pointadapt.data.videos import VideoItems
-from pointadapt.domains.domain import Asked, Found, Show, gathered
+from pointadapt.domains.domain import TO_VIEW, Asked, Found, Show, gathered
 from pointadapt.domains.parts import write_columns
 from pointadapt.domains.video_outputs import picture_of, write_ply, write_table
-from pointadapt.domains.videos import TO_VIEW, Videos, averaged
+from pointadapt.domains.videos import Videos, averaged
 from pointadapt.errors import UserError
 from pointadapt.metrics import classification_scores, confusion_matrix, scores, sum_over_processes
 from pointadapt.metrics_video import SegmentScores, video_miou

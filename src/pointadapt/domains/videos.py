@@ -6,7 +6,6 @@ sees a random clip of each video per epoch; evaluation and prediction see all cl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +23,15 @@ from pointadapt.data.video_set import VideoSet
 from pointadapt.data.video_transforms import VIDEO_TRANSFORMS
 from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.domains import alignment
-from pointadapt.domains.domain import Asked, Domain, Found, Show, autocast, gathered, give_back_memory, process
+from pointadapt.domains.domain import TO_VIEW, Asked, Domain, Found, Show, autocast, gathered, give_back_memory, process
 from pointadapt.domains.video_outputs import TABLE, picture_of, video_jobs, write_table
 from pointadapt.errors import UserError
+from pointadapt.files import read_json
 from pointadapt.metrics import confusion_matrix
 from pointadapt.metrics_video import ClipVotes
 from pointadapt.run import Run
 from pointadapt.tasks.video import VideoClassification
 
-#: From y up, which the models know, to z up, which the report's view shows.
-TO_VIEW = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 #: Frames of a clip that the report shows side by side.
 SHOWN_FRAMES = 5
 #: Bytes of frames kept in prediction, where only clips that overlap show one twice.
@@ -129,7 +127,7 @@ class Videos(Domain):
     def notes(self, items: VideoItems) -> list[str]:
         """For the report: what was done to short videos, and what Stage 1 did."""
         told = self.run.folder / alignment.LOG
-        return [*items.notes, *([alignment.in_words(json.loads(told.read_text()))] if told.is_file() else [])]
+        return [*items.notes, *([alignment.in_words(read_json(told))] if told.is_file() else [])]
 
     def check_asked(self, asked: Asked) -> None:
         if asked.corruption:

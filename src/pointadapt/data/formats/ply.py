@@ -9,6 +9,7 @@ from plyfile import PlyData, PlyElement, PlyListProperty, PlyProperty
 
 from pointadapt.data.scan import Scan, assemble
 from pointadapt.errors import UserError
+from pointadapt.files import written
 
 
 def read(path: Path, label_field: str | None = None) -> Scan:
@@ -21,6 +22,14 @@ def vertices(file: PlyData, path: Path) -> PlyElement:
     if "vertex" not in file:
         raise UserError(f"{path}: a PLY file without an element 'vertex' has no points")
     return file["vertex"]
+
+
+def save(file: Path, columns: dict[str, np.ndarray]) -> None:
+    """Columns [N] of vertices, of float32, int32 or uint8, as a binary little-endian PLY, whole or not at all."""
+    types = [(name, values.dtype) for name, values in columns.items()]
+    rows = np.rec.fromarrays(list(columns.values()), dtype=types)
+    with written(file) as temporary:
+        PlyData([PlyElement.describe(np.asarray(rows), "vertex")], byte_order="<").write(str(temporary))
 
 
 def write(source: Path, target: Path, classes: np.ndarray, confidence: np.ndarray) -> None:
