@@ -193,6 +193,40 @@ def test_attention_against_the_formula():
         torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"step2": "updated"}, {"step2_norm": "points"}, {"step2_norm": "sigmoid"}, {"norm_latents": True}],
+    ids=str,
+)
+def test_options_of_attention_against_the_formula(options):
+    adapter, feat, state = context(**options), torch.randn(9, 6), torch.randn(1, 4, 5)
+    q, k = adapter.read(feat).split(5, 1)
+    latents = nn.functional.layer_norm(state[0], (5,)) if "norm_latents" in options else state[0]
+    read = torch.softmax(5**-0.5 * latents @ k.T, 1) @ k
+    source = latents + read if "step2" in options else read
+    logit = 5**-0.5 * q @ source.T
+    weight = {None: logit.softmax(1), "points": logit.softmax(0), "sigmoid": logit.sigmoid()}
+    out, found = adapter.attend(feat, [9], state)
+    torch.testing.assert_close(found[0], read)
+    torch.testing.assert_close(out, adapter.up(weight[options.get("step2_norm")] @ source))
+
+
+@pytest.mark.parametrize("update", [True, False])
+def test_the_next_block_gets_the_latents_and_what_they_read(update):
+    adapter, point = context(latent_update=update), collate([cloud(20, 1, 6), cloud(30, 2, 6)])
+    start = adapter.latents.expand(2, -1, -1)
+    _, read = adapter.attend(point.feat, point.counts, start)
+    (state,) = adapter(zero, point).extra.values()
+    assert torch.equal(state, start + read if update else start)
+
+
+@pytest.mark.parametrize("make", [spatial, context], ids=["sa", "ca"])
+def test_alpha_scales_what_is_added(make):
+    whole, half, point = make(), make(alpha=0.5), cloud(40, 1, 6)
+    half.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(half(zero, point).feat, 0.5 * whole(zero, point).feat)
+
+
 @pytest.mark.parametrize("latents", [1, 3, 40])  # fewer than the rank, and more than points
 @pytest.mark.parametrize("up_bias", [True, False])
 def test_no_way_round_the_products_changes_the_result(latents, up_bias):

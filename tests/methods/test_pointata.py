@@ -307,6 +307,42 @@ def test_a_track_goes_to_the_nearest_anchor_of_the_next_frame():
     assert torch.equal(before.view(12, 16)[6], torch.arange(6 * 16, 7 * 16))  # a clip's first frame: itself
 
 
+def test_an_adapter_against_its_formula():
+    """z + s (W_u GELU(W_p v + b_p) + b_u), token by token; nearest anchors by comparing all of them."""
+    model = stirred(adapted(scale=0.5))
+    backbone, pva = model.get_base_model().backbone, adapters(model, PVA)[0]
+    sce, mix = pva.sce(), backbone.blocks[0].mix
+    with torch.no_grad():
+        tokens = backbone.enter(video(1))
+        out, center = mix.base_layer(tokens), tokens.center
+        u = nn.functional.gelu(pva.down(tokens.part("patch") + out.part("patch")))
+        anchors = [(t, g) for t in range(FRAMES) for g in range(center.shape[1])]
+        context, v = torch.empty_like(u), torch.empty_like(u)
+        for t, g in anchors:
+            away = center[t] - center[t, g]
+            near = away.norm(dim=1).argsort()[:8]
+            rel = torch.cat([away[near], away[near].norm(dim=1, keepdim=True)], 1)
+            context[t, g] = (sce.gate(rel).sigmoid() * u[t, near]).amax(0)
+        u = u + sce.out(sce.norm(context))
+        for t, g in anchors:
+            frames = [max(t - 1, 0), t, min(t + 1, FRAMES - 1)]
+            tracked = [u[f, (center[f] - center[t, g]).norm(dim=1).argmin()] for f in frames]
+            v[t, g] = pva.temporal.bias + sum(w * x for w, x in zip(pva.temporal.weight, tracked, strict=True))
+        expected = out.part("patch") + 0.5 * pva.up(nn.functional.gelu(pva.point(v)))
+        torch.testing.assert_close(mix(tokens).part("patch"), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_embedder_against_its_formula():
+    """f = f0 + m, f + U GELU(V LN(f)), with m = W2 GELU(W1 [f_-1 - f0 ; f_+1 - f0])."""
+    pae, seen = PAE(12, 5, 7), torch.randn(4, 3, 12)
+    for parameter in pae.parameters():
+        nn.init.normal_(parameter)
+    here, before, after = seen.unbind(1)
+    feat = here + pae.move(nn.functional.gelu(pae.look(torch.cat([before - here, after - here], 1))))
+    expected = feat + pae.up(nn.functional.gelu(pae.down(pae.norm(feat))))
+    torch.testing.assert_close(pae(seen), expected)
+
+
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_receptive_field(kernel):
     """Blocks x (kernel // 2) frames to each side, and one more where the PAE looks at points."""

@@ -174,6 +174,11 @@ def test_equal_experts_make_a_static_module():  # 4
     assert torch.equal(single.down.coefficients(feat, patches), torch.ones(5, 1))
 
 
+def test_alpha_scales_what_is_added():
+    point = on_a_curve(cloud(40, 1, 6))
+    torch.testing.assert_close(dynamic(alpha=0.5)(zero, point).feat, 0.5 * dynamic()(zero, point).feat)
+
+
 def test_gate_rows():  # 4, 5
     adapter, point = dynamic(), on_a_curve(cloud(40, 1, 6))
     feat, patches = adapter.norm(point.feat), adapter.grouping(point, "z")
