@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from pointadapt.analysis.describe import works_on
-from pointadapt.checkpoint import trained_state
+from pointadapt.checkpoint import Progress, trained_state
 from pointadapt.domains.domain import open_domain
 from pointadapt.domains.models import build_model, load_model
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS
 from pointadapt.run import Run
-from pointadapt.train import Batches, check_trained, make_accelerator, train
+from pointadapt.train import Batches, check_trained, judge, make_accelerator, model_seed, train
 from tiny_objects import object_run
 from tiny_runs import scenes, tiny_run, write_scans
 
@@ -195,8 +195,7 @@ def test_existing_folders(finished, tmp_path):
     assert mine.read_text() == "mine"
 
 
-def test_accumulated_parts_are_the_whole_step(tmp_path):
-    """One batch of two crops, or two parts of one: the same crops; without Lovász's batch effects the same mean."""
+def test_accumulated_parts_hold_the_crops_of_the_whole_step(tmp_path):
     crops = {}
     for parts in (1, 2):
         run = tiny_run(tmp_path, grad_accum=parts)
@@ -206,6 +205,53 @@ def test_accumulated_parts_are_the_whole_step(tmp_path):
         crops[parts] = torch.cat([batch["point"].coord for batch in batches])
     assert torch.equal(crops[1], crops[2])
     assert train(tiny_run(tmp_path, grad_accum=2, steps=2))["steps"] == 2
+
+
+def test_accumulated_gradients_are_the_whole_step_s(tmp_path, monkeypatch):
+    """Weights after plain gradient descent, which unlike AdamW shows a sum taken for a mean."""
+    trainer = sys.modules["pointadapt.train"]
+    monkeypatch.setattr(trainer, "make_optimizer", lambda groups: torch.optim.SGD(groups))
+    found, settings = [], {"method": "linear", "head": "linear", "batch_size": 4, "steps": 3, "select": "last"}
+    for parts in (1, 2):
+        run = object_run(tmp_path, grad_accum=parts, out=tmp_path / f"parts{parts}", **settings)
+        train(run)
+        found.append(adapter(run))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-6, rtol=1e-5)
+    (name,) = [name for name in found[0] if name.endswith("head.layers.1.weight")]
+    start = build_model(open_domain(run)).get_base_model().head.modules_to_save["default"].layers[1].weight
+    assert (found[0][name] - start).abs().max() > 1e-3
+
+
+def test_order_and_draws_follow_the_seed(tmp_path):
+    first, again, other = (
+        Batches(open_domain(run), make_accelerator(run)) for run in (tiny_run(tmp_path, seed=s) for s in (0, 0, 1))
+    )
+    orders = [[tuple(made.order(epoch)) for epoch in range(9)] for made in (first, again, other)]
+    assert orders[0] == orders[1] != orders[2] and len(set(orders[0])) > 1 < len(set(orders[2]))
+    other.items = again.items = first.items  # which the seed has thinned
+    number = next(n for n in range(27) if orders[0][n // 3][n % 3] == orders[2][n // 3][n % 3])
+    coords = [made.sample(number)["coord"].tobytes() for made in (first, again, other)]
+    assert coords[0] == coords[1] != coords[2]
+
+
+def test_every_forward_pass_has_a_seed_of_its_own(tmp_path):
+    runs = [tiny_run(tmp_path, seed=seed) for seed in (0, 1)]
+    passes = [(run, step, part, rank) for run in runs for step in range(3) for part in range(2) for rank in range(2)]
+    seeds = [model_seed(*one) for one in passes]
+    assert len(set(seeds)) == len(passes) and seeds == [model_seed(*one) for one in passes]
+
+
+def test_the_first_of_equal_scores_is_the_best(tmp_path):
+    run, now = tiny_run(tmp_path), Progress()
+    for step, miou in enumerate((0.4, 0.6, 0.6, 0.5), 1):
+        now.step, now.scores = step, {"miou": miou}
+        judge(now, run)
+    assert now.best_step == 2 and now.best == {"miou": 0.6}
+    run.select = "last"
+    judge(now, run)
+    assert now.best_step == 4 and now.best == {"miou": 0.5}
 
 
 def test_every_scan_once_per_epoch_and_the_same_with_workers(tmp_path):
