@@ -18,7 +18,7 @@ from pointadapt.errors import UserError
 from pointadapt.evaluate import evaluate
 from pointadapt.run import Run
 from pointadapt.train import train
-from tiny_runs import ByColor, tiny_run, write_scans
+from tiny_runs import CLASSES, ByColor, tiny_run, write_scans
 
 CPU = torch.device("cpu")
 
@@ -108,8 +108,13 @@ def test_tiles_score_every_point_once(run, tmp_path):
     assert (counts[0] - counts[1]).abs().sum() < 0.02 * counts[0].sum()
 
 
-def test_absent_classes(run):
-    assert evaluate(run, "val", absent="zero")["miou"] == pytest.approx(evaluate(run, "val")["miou"])  # none absent
+def test_a_class_that_is_nowhere_counts_as_asked(run, tmp_path):
+    dataset = DataSet.open(write_scans(tmp_path / "scans", classes={**CLASSES, 40: "tree"}))
+    domain, scans = Scenes(run, dataset), ScanDataset(dataset, "val", train=False)
+    without, zero = (domain.evaluate(ByColor(), scans, CPU, Asked(absent=a)) for a in ("exclude", "zero"))
+    assert without.scores["iou"][3] is None and zero.scores["iou"][3] == 0
+    assert zero.scores["miou"] == pytest.approx(without.scores["miou"] * 3 / 4)
+    assert evaluate(run, "val", absent="zero")["absent"] == "zero" and evaluate(run, "val")["absent"] == "exclude"
 
 
 def test_default_split_and_checkpoint(run, tmp_path):
