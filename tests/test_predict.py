@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
+from torch import nn
 
 from pointadapt.data.io import read_scan
 from pointadapt.data.scan import Scan
@@ -86,6 +87,28 @@ def test_tiles_agree_with_one_pass(run, up):
     assert (confidence > 1 / 3).all()
     assert (one == many).mean() > 0.99
     assert (one == np.searchsorted([10, 20, 30], label))[label != 99].mean() > 0.9
+
+
+class ByNeighbours(nn.Module):
+    """Looks at the mean brightness of all within two metres, so that it needs what lies around a tile."""
+
+    def forward(self, point):
+        near = (torch.cdist(point.coord, point.coord) < 2).float()
+        shade = near @ point.feat[:, 3:4] / near.sum(1, keepdim=True) - 0.5
+        return 10 * torch.cat([shade, -shade, 0 * shade], 1)
+
+
+def test_tiles_show_what_lies_around_them(tmp_path):
+    rng = np.random.default_rng(0)
+    coord, color = rng.uniform(0, [40, 40, 1], (2500, 3)), rng.integers(0, 256, (2500, 1)).repeat(3, 1)
+    run, wide = tiny_run(tmp_path), Scan(Path("wide.ply"), coord, color.astype(np.uint8))
+    dataset = DataSet.open(run.data)
+    one, many = (
+        classify(ByNeighbours(), dataset, wide, dataclasses.replace(run, tile=limit), torch.device("cpu"))
+        for limit in (100_000, 800)
+    )
+    assert (one[0] == many[0]).mean() > 0.99 and len(set(one[0].tolist())) > 1
+    assert (np.abs(one[1] - many[1]) < 1e-3).mean() > 0.95  # few points share a voxel
 
 
 def test_folder(run, tmp_path, capsys):
