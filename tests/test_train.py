@@ -2,16 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pointadapt.analysis.describe import works_on
 from pointadapt.checkpoint import Progress, trained_state
@@ -21,24 +18,9 @@ from pointadapt.errors import UserError
 from pointadapt.methods import METHODS
 from pointadapt.run import Run
 from pointadapt.train import Batches, check_trained, judge, make_accelerator, model_seed, train
+from run_folders import PATHS, adapter, rows, same, train_and_kill
 from tiny_objects import object_run
 from tiny_runs import scenes, tiny_run, write_scans
-
-HERE = Path(__file__).parent
-
-
-def rows(run: Run) -> list[dict]:
-    """metrics.jsonl without the times."""
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def adapter(run: Run, which: str = "last") -> dict[str, torch.Tensor]:
-    return load_file(run.folder / "adapter" / which / "adapter_model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -115,39 +97,14 @@ def test_the_same_twice(finished, tmp_path):
     assert same(one, adapter(again))
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = {path!r}
-from tiny_runs import tiny_run
-from pathlib import Path
-import pointadapt.checkpoint as checkpoint
-from pointadapt.train import train
-
-write = checkpoint.write_bytes
-def write_then_wait(file, content):
-    write(file, content)
-    print("saved", flush=True)
-checkpoint.write_bytes = write_then_wait
-train(tiny_run(Path({folder!r}), steps=12, eval_every=3, method={method!r}, drop_path=True, mix3d=0.5))
-"""
-
-
 @pytest.mark.parametrize("method", ["gem", "full"])
 def test_killed_and_resumed_is_as_never_interrupted(tmp_path, method):
     """SIGKILL in the middle of a step, resume in a new process's place: same metrics, weights equal bit by bit."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole = tiny_run(tmp_path / "whole", steps=12, eval_every=3, method=method, drop_path=True, mix3d=0.5)
+    settings = {"steps": 12, "eval_every": 3, "method": method, "drop_path": True, "mix3d": 0.5}
+    whole = tiny_run(tmp_path / "whole", **settings)
     train(whole)
-    script = KILLED.format(path=[str(HERE), str(HERE.parent / "src")], folder=str(tmp_path / "killed"), method=method)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        for _ in range(2):  # two states are written, then some more steps are done
-            assert process.stdout.readline() == b"saved\n"
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    killed = tiny_run(tmp_path / "killed", steps=12, eval_every=3, method=method, drop_path=True, mix3d=0.5)
+    killed = tiny_run(tmp_path / "killed", **settings)
+    train_and_kill(f"tiny_run(Path({str(tmp_path / 'killed')!r}), **{settings!r})", pause=0.05)
     assert not (killed.folder / "result.json").exists()
     state = torch.load(killed.folder / "state" / "state.pt", weights_only=True)
     assert 6 <= state["progress"]["step"] < 12
@@ -327,7 +284,7 @@ assert result["processes"] == 2, result
 def train_in_two(folder: Path, run: str) -> None:
     """Train ``run``, an expression, on two processes: gloo on the CPU."""
     script = folder / "script.py"
-    script.write_text(PROCESSES.format(path=[str(HERE), str(HERE.parent / "src")], run=run))
+    script.write_text(PROCESSES.format(path=PATHS, run=run))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)
