@@ -18,9 +18,9 @@ from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt, load_adapted
 from pointadapt.methods.core import options as options_of
-from pointadapt.methods.pae import OFFSETS, PAE, tube_of
+from pointadapt.methods.pae import OFFSETS, PAE, sincos, tube_of
 from pointadapt.methods.pointata import PVA, SCE, ClipTokens, PointATAConfig
-from pointadapt.ops.frames import anchor_frames, neighbour_rows, take_clouds, tracks
+from pointadapt.ops.frames import anchor_frames, neighbour_rows, take_clouds, times, tracks
 from pointadapt.tasks.video import VideoClassification
 from small_videos import FRAMES, POINTS, adapted, adapters, logits, net, packed, stirred, task, video
 
@@ -109,6 +109,16 @@ def test_neighbours_stay_within_the_clip():
     assert neighbour_rows(6, 3, -1).tolist() == [0, 0, 1, 3, 3, 4]
     with pytest.raises(UserError, match="no multiple"):
         logits(adapted(), video().but(extra={"frames": 5}))
+
+
+def test_frames_are_seen_at_their_share_of_the_clip_or_when_they_say():
+    point = packed([torch.randn(4, 3)] * 6, 3)
+    torch.testing.assert_close(times(point), torch.tensor([0, 1 / 3, 2 / 3] * 2))
+    told = torch.tensor([0, 0.5, 0.9, 0, 0.1, 0.2])
+    assert torch.equal(times(point.but(extra={"frames": 3, "time": told})), told)
+    turns = torch.tensor([0.5, 32.0])  # half a turn to 32 turns over the clip
+    angle = 2 * torch.pi * told[:, None] * turns
+    torch.testing.assert_close(sincos(told, 4), torch.cat([angle.sin(), angle.cos()], 1), atol=1e-4, rtol=0)
 
 
 def test_clouds_are_taken_with_all_that_belongs_to_them():
