@@ -1,6 +1,8 @@
 """Evaluation: on original points, deterministic, the same in tiles, votes that add up."""
 
+import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -115,6 +117,25 @@ def test_a_class_that_is_nowhere_counts_as_asked(run, tmp_path):
     assert without.scores["iou"][3] is None and zero.scores["iou"][3] == 0
     assert zero.scores["miou"] == pytest.approx(without.scores["miou"] * 3 / 4)
     assert evaluate(run, "val", absent="zero")["absent"] == "zero" and evaluate(run, "val")["absent"] == "exclude"
+
+
+def test_what_is_asked_reaches_the_domain(run, monkeypatch):
+    told, load, score = {}, load_model, Scenes.evaluate
+
+    def loaded(domain, checkpoint="best"):
+        told["checkpoint"] = checkpoint
+        return load(domain, checkpoint)
+
+    def scored(self, model, items, device, asked, shown=0):
+        told.update(views=asked.views, absent=asked.absent, split=items.split)
+        return score(self, model, items, device, Asked(), shown)
+
+    monkeypatch.setattr(sys.modules["pointadapt.evaluate"], "load_model", loaded)
+    monkeypatch.setattr(Scenes, "evaluate", scored)
+    evaluate(run, "val", "last", tta=3, absent="zero")
+    assert told == {"checkpoint": "last", "views": 3, "absent": "zero", "split": "val"}
+    evaluate(dataclasses.replace(run, tta=2))  # the run's own, where nothing is said
+    assert told == {"checkpoint": "best", "views": 2, "absent": "exclude", "split": "test"}
 
 
 def test_default_split_and_checkpoint(run, tmp_path):

@@ -17,8 +17,10 @@ from pointadapt.data.io import read_scan
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic import write_ply
+from pointadapt.domains import scenes
 from pointadapt.domains.domain import remembered_domain
 from pointadapt.domains.files import file_jobs
+from pointadapt.domains.models import load_model
 from pointadapt.domains.scenes import classify
 from pointadapt.errors import UserError
 from pointadapt.predict import predict
@@ -196,6 +198,24 @@ def test_unlabelled_scans_and_one_point(run, tmp_path):
         PlyData([PlyElement.describe(vertex, "vertex")]).write(tmp_path / name)
         (target,) = predict(run, tmp_path / name)
         assert len(read_scan(target, "class").label) == len(rows)
+
+
+def test_what_is_asked_reaches_the_model(run, tmp_path, monkeypatch):
+    told, load, ask = [], load_model, scenes.vote
+
+    def loaded(domain, checkpoint="best"):
+        told.append(checkpoint)
+        return load(domain, checkpoint)
+
+    def asked(*arguments):
+        told.append(arguments[-1])
+        return ask(*arguments[:-1], 0)
+
+    monkeypatch.setattr(sys.modules["pointadapt.predict"], "load_model", loaded)
+    monkeypatch.setattr(scenes, "vote", asked)
+    predict(run, run.data / "test4.ply", tmp_path / "a.ply", checkpoint="last", tta=3, quiet=True)
+    predict(dataclasses.replace(run, tta=2), run.data / "test4.ply", tmp_path / "b.ply", quiet=True)
+    assert told == ["last", 3, "best", 2]
 
 
 def test_an_unfinished_run(tmp_path):
