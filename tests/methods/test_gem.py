@@ -110,7 +110,7 @@ def test_nothing_is_left_of_a_forward_pass():
     model, point = settled(), batch()
     start = model.base_model.gem_shared["default"]["start"].clone()
     first = logits(model, point)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="negative"):
         model(point.but(grid_coord=-point.grid_coord))
     assert torch.equal(logits(model, point), first)
     assert torch.equal(model.base_model.gem_shared["default"]["start"], start)

@@ -450,7 +450,7 @@ def test_refusals():
         adapt(pa.Segmentation(PTv3(small), 4), PointATAConfig())
     named = ({"pae": "big"}, {"sce": "all"}, {"follow": "me"})
     for options in (*named, {"kernel": 2}, {"stride": 3}, {"rank": 0}, {"align_clusters": 1}):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=next(iter(options))):
             PointATAConfig(**options)
 
 
