@@ -107,6 +107,16 @@ def batch(task: nn.Module | None = None) -> Point:
     return collate([cloud(size, seed) for seed, size in enumerate(sizes, 1)])
 
 
+def zero(x: Any) -> Any:
+    """A frozen branch (of a Point or of Tokens) that adds nothing: what is left is the adapter's own."""
+    return x.but(feat=torch.zeros_like(x.feat))
+
+
+def on_a_curve(point: Point, curve: str = "z") -> Point:
+    """The point as blocks get it that sort their windows along ``curve``."""
+    return point.but(extra={"curve": curve})
+
+
 def features(backbone: nn.Module, point: Point) -> Tensor:
     """What a task reads of a backbone."""
     with torch.no_grad():

@@ -17,6 +17,7 @@ import yaml
 from pointadapt import cli
 from pointadapt.data.synthetic import write_ply
 from pointadapt.run import Run
+from run_folders import refused
 from tiny_runs import scan, write_backbone, write_scans
 
 SRC = str(Path(__file__).parent.parent / "src")
@@ -45,17 +46,6 @@ def trained(tmp_path_factory):
     arguments = ["adapt", str(folder / "scans"), "--out", str(folder / "run"), *flags(folder), "--method.rank", "4"]
     assert cli.main(arguments) == 0
     return folder
-
-
-def refused(capsys, *arguments) -> str:
-    """Run a command that must fail with exit code 2 and one line on stderr; returns the line."""
-    capsys.readouterr()
-    code = cli.main([str(argument) for argument in arguments])
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("pointadapt:")]
-    assert code == 2 and len(lines) == 1, error
-    assert "Traceback" not in error
-    return lines[0]
 
 
 # --- help ------------------------------------------------------------------------------------------------------------

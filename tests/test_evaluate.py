@@ -1,6 +1,8 @@
 """Evaluation: on original points, deterministic, the same in tiles, votes that add up."""
 
+import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from pointadapt.errors import UserError
 from pointadapt.evaluate import evaluate
 from pointadapt.run import Run
 from pointadapt.train import train
-from tiny_runs import ByColor, tiny_run, write_scans
+from tiny_runs import CLASSES, ByColor, tiny_run, write_scans
 
 CPU = torch.device("cpu")
 
@@ -108,8 +110,32 @@ def test_tiles_score_every_point_once(run, tmp_path):
     assert (counts[0] - counts[1]).abs().sum() < 0.02 * counts[0].sum()
 
 
-def test_absent_classes(run):
-    assert evaluate(run, "val", absent="zero")["miou"] == pytest.approx(evaluate(run, "val")["miou"])  # none absent
+def test_a_class_that_is_nowhere_counts_as_asked(run, tmp_path):
+    dataset = DataSet.open(write_scans(tmp_path / "scans", classes={**CLASSES, 40: "tree"}))
+    domain, scans = Scenes(run, dataset), ScanDataset(dataset, "val", train=False)
+    without, zero = (domain.evaluate(ByColor(), scans, CPU, Asked(absent=a)) for a in ("exclude", "zero"))
+    assert without.scores["iou"][3] is None and zero.scores["iou"][3] == 0
+    assert zero.scores["miou"] == pytest.approx(without.scores["miou"] * 3 / 4)
+    assert evaluate(run, "val", absent="zero")["absent"] == "zero" and evaluate(run, "val")["absent"] == "exclude"
+
+
+def test_what_is_asked_reaches_the_domain(run, monkeypatch):
+    told, load, score = {}, load_model, Scenes.evaluate
+
+    def loaded(domain, checkpoint="best"):
+        told["checkpoint"] = checkpoint
+        return load(domain, checkpoint)
+
+    def scored(self, model, items, device, asked, shown=0):
+        told.update(views=asked.views, absent=asked.absent, split=items.split)
+        return score(self, model, items, device, Asked(), shown)
+
+    monkeypatch.setattr(sys.modules["pointadapt.evaluate"], "load_model", loaded)
+    monkeypatch.setattr(Scenes, "evaluate", scored)
+    evaluate(run, "val", "last", tta=3, absent="zero")
+    assert told == {"checkpoint": "last", "views": 3, "absent": "zero", "split": "val"}
+    evaluate(dataclasses.replace(run, tta=2))  # the run's own, where nothing is said
+    assert told == {"checkpoint": "best", "views": 2, "absent": "exclude", "split": "test"}
 
 
 def test_default_split_and_checkpoint(run, tmp_path):

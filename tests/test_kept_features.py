@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pointadapt.domains.domain import open_domain
 from pointadapt.domains.models import build_model
@@ -12,12 +11,9 @@ from pointadapt.ops.levels import Levels
 from pointadapt.point import collate
 from pointadapt.tasks.segmentation import Segmentation
 from pointadapt.train import DRAW, KeptBatches, make_accelerator, train
+from run_folders import adapter, same
 from scenes import cloud, tiny
 from tiny_runs import tiny_run
-
-
-def adapter(run):
-    return load_file(run.folder / "adapter" / "last" / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("decoder", [False, True])
@@ -65,7 +61,7 @@ def test_kept_or_computed_anew_is_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setattr(KeptBatches, "features", anew)
     train(run, overwrite=True)
     assert len(passes) > 6 + 12
-    assert all(torch.equal(kept[name], value) for name, value in adapter(run).items())
+    assert same(kept, adapter(run))
 
 
 def test_kept_features_give_the_loss_of_the_whole_model(tmp_path):

@@ -72,7 +72,16 @@ def test_a_late_boundary():
 def test_edit_score_counts_segments():
     assert edit_score([0, 0, 1, 0], [0] * 4) == pytest.approx(1 / 3)
     assert edit_score([0, 1], [1, 0]) == 0
-    assert edit_score([7, 7], [7, 7], background=(7,)) == 1
+    assert edit_score([7, 7], [7, 7, 7], background=(7,)) == 1  # nothing is left on either side
+
+
+def test_background_makes_no_segments():
+    prediction, truth = [7, 0, 7, 1], [0, 0, 1, 7]
+    assert edit_score(prediction, truth) < 1 == edit_score(prediction, truth, background=(7,))
+    assert segment_hits([7, 0, 0, 7], [7, 0, 0, 1], 0.5) == (2, 1, 1)
+    assert segment_hits([7, 0, 0, 7], [7, 0, 0, 1], 0.5, background=(7,)) == (1, 0, 1)
+    found = score((prediction, truth), background=(7,))
+    assert found["edit"] == 1 and found["frame_accuracy"] == 0.25  # frames of the background count
 
 
 def test_f1_is_pooled_over_videos():

@@ -1,5 +1,7 @@
 """Parameter groups by what a parameter is, never by the word "block" in its name; the schedule's figures."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -76,15 +78,32 @@ def test_an_aligned_embedder_goes_on_slowly():
 def test_schedule():
     optimizer = make_optimizer(groups())
     schedule = make_schedule(optimizer, 100)
-    rates = []
+    rates, betas = [], []
     for _ in range(100):
         rates.append([g["lr"] for g in optimizer.param_groups])
+        betas.append(optimizer.param_groups[0]["betas"][0])
         optimizer.step()
         schedule.step() if len(rates) < 100 else None
     head, _, adapters, _ = zip(*rates, strict=True)
     assert head[0] == pytest.approx(2e-4) and max(head) == pytest.approx(2e-3) and head[-1] == pytest.approx(2e-7)
     assert head.index(max(head)) == 4  # the end of 5 % of warm-up
     assert adapters[50] == pytest.approx(head[50] / 2)
+    assert [betas[0], betas[4], betas[-1]] == pytest.approx([0.95, 0.85, 0.95]) and min(betas) == betas[4]
+
+
+def test_published_counts_by_group():
+    """PointTPA on Sonata-base for 20 classes: one rate for all adapters, whatever their names, and the head's own."""
+    from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+    from pointadapt.methods import adapt
+    from pointadapt.methods.pointtpa import PointTPAConfig
+    from pointadapt.tasks.segmentation import Segmentation
+
+    with torch.device("meta"):
+        model = adapt(Segmentation(PTv3(PTv3Config()), 20), PointTPAConfig())
+    counts: Counter[float] = Counter()
+    for group in parameter_groups(model, lr=1e-3, head_lr=1e-2, backbone_lr=0.0, weight_decay=0.02):
+        counts[group["lr"]] += sum(p.numel() for p in group["params"])
+    assert counts == {1e-3: 1_152_904, 1e-2: 24_660}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 21])

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
+from torch import nn
 
 from pointadapt.data.io import read_scan
 from pointadapt.data.scan import Scan
 from pointadapt.data.scans import DataSet
 from pointadapt.data.synthetic import write_ply
+from pointadapt.domains import scenes
 from pointadapt.domains.domain import remembered_domain
 from pointadapt.domains.files import file_jobs
+from pointadapt.domains.models import load_model
 from pointadapt.domains.scenes import classify
 from pointadapt.errors import UserError
 from pointadapt.predict import predict
@@ -86,6 +89,28 @@ def test_tiles_agree_with_one_pass(run, up):
     assert (confidence > 1 / 3).all()
     assert (one == many).mean() > 0.99
     assert (one == np.searchsorted([10, 20, 30], label))[label != 99].mean() > 0.9
+
+
+class ByNeighbours(nn.Module):
+    """Looks at the mean brightness of all within two metres, so that it needs what lies around a tile."""
+
+    def forward(self, point):
+        near = (torch.cdist(point.coord, point.coord) < 2).float()
+        shade = near @ point.feat[:, 3:4] / near.sum(1, keepdim=True) - 0.5
+        return 10 * torch.cat([shade, -shade, 0 * shade], 1)
+
+
+def test_tiles_show_what_lies_around_them(tmp_path):
+    rng = np.random.default_rng(0)
+    coord, color = rng.uniform(0, [40, 40, 1], (2500, 3)), rng.integers(0, 256, (2500, 1)).repeat(3, 1)
+    run, wide = tiny_run(tmp_path), Scan(Path("wide.ply"), coord, color.astype(np.uint8))
+    dataset = DataSet.open(run.data)
+    one, many = (
+        classify(ByNeighbours(), dataset, wide, dataclasses.replace(run, tile=limit), torch.device("cpu"))
+        for limit in (100_000, 800)
+    )
+    assert (one[0] == many[0]).mean() > 0.99 and len(set(one[0].tolist())) > 1
+    assert (np.abs(one[1] - many[1]) < 1e-3).mean() > 0.95  # few points share a voxel
 
 
 def test_folder(run, tmp_path, capsys):
@@ -175,6 +200,24 @@ def test_unlabelled_scans_and_one_point(run, tmp_path):
         PlyData([PlyElement.describe(vertex, "vertex")]).write(tmp_path / name)
         (target,) = predict(run, tmp_path / name)
         assert len(read_scan(target, "class").label) == len(rows)
+
+
+def test_what_is_asked_reaches_the_model(run, tmp_path, monkeypatch):
+    told, load, ask = [], load_model, scenes.vote
+
+    def loaded(domain, checkpoint="best"):
+        told.append(checkpoint)
+        return load(domain, checkpoint)
+
+    def asked(*arguments):
+        told.append(arguments[-1])
+        return ask(*arguments[:-1], 0)
+
+    monkeypatch.setattr(sys.modules["pointadapt.predict"], "load_model", loaded)
+    monkeypatch.setattr(scenes, "vote", asked)
+    predict(run, run.data / "test4.ply", tmp_path / "a.ply", checkpoint="last", tta=3, quiet=True)
+    predict(dataclasses.replace(run, tta=2), run.data / "test4.ply", tmp_path / "b.ply", quiet=True)
+    assert told == ["last", 3, "best", 2]
 
 
 def test_an_unfinished_run(tmp_path):

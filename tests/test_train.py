@@ -2,43 +2,25 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pointadapt.analysis.describe import works_on
-from pointadapt.checkpoint import trained_state
+from pointadapt.checkpoint import Progress, trained_state
 from pointadapt.domains.domain import open_domain
 from pointadapt.domains.models import build_model, load_model
 from pointadapt.errors import UserError
 from pointadapt.methods import METHODS
 from pointadapt.run import Run
-from pointadapt.train import Batches, check_trained, make_accelerator, train
+from pointadapt.train import Batches, check_trained, judge, make_accelerator, model_seed, train
+from run_folders import PATHS, adapter, rows, same, train_and_kill
 from tiny_objects import object_run
 from tiny_runs import scenes, tiny_run, write_scans
-
-HERE = Path(__file__).parent
-
-
-def rows(run: Run) -> list[dict]:
-    """metrics.jsonl without the times."""
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def adapter(run: Run, which: str = "last") -> dict[str, torch.Tensor]:
-    return load_file(run.folder / "adapter" / which / "adapter_model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -115,39 +97,14 @@ def test_the_same_twice(finished, tmp_path):
     assert same(one, adapter(again))
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = {path!r}
-from tiny_runs import tiny_run
-from pathlib import Path
-import pointadapt.checkpoint as checkpoint
-from pointadapt.train import train
-
-write = checkpoint.write_bytes
-def write_then_wait(file, content):
-    write(file, content)
-    print("saved", flush=True)
-checkpoint.write_bytes = write_then_wait
-train(tiny_run(Path({folder!r}), steps=12, eval_every=3, method={method!r}, drop_path=True, mix3d=0.5))
-"""
-
-
 @pytest.mark.parametrize("method", ["gem", "full"])
 def test_killed_and_resumed_is_as_never_interrupted(tmp_path, method):
     """SIGKILL in the middle of a step, resume in a new process's place: same metrics, weights equal bit by bit."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole = tiny_run(tmp_path / "whole", steps=12, eval_every=3, method=method, drop_path=True, mix3d=0.5)
+    settings = {"steps": 12, "eval_every": 3, "method": method, "drop_path": True, "mix3d": 0.5}
+    whole = tiny_run(tmp_path / "whole", **settings)
     train(whole)
-    script = KILLED.format(path=[str(HERE), str(HERE.parent / "src")], folder=str(tmp_path / "killed"), method=method)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        for _ in range(2):  # two states are written, then some more steps are done
-            assert process.stdout.readline() == b"saved\n"
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    killed = tiny_run(tmp_path / "killed", steps=12, eval_every=3, method=method, drop_path=True, mix3d=0.5)
+    killed = tiny_run(tmp_path / "killed", **settings)
+    train_and_kill(f"tiny_run(Path({str(tmp_path / 'killed')!r}), **{settings!r})", pause=0.05)
     assert not (killed.folder / "result.json").exists()
     state = torch.load(killed.folder / "state" / "state.pt", weights_only=True)
     assert 6 <= state["progress"]["step"] < 12
@@ -195,8 +152,7 @@ def test_existing_folders(finished, tmp_path):
     assert mine.read_text() == "mine"
 
 
-def test_accumulated_parts_are_the_whole_step(tmp_path):
-    """One batch of two crops, or two parts of one: the same crops; without Lovász's batch effects the same mean."""
+def test_accumulated_parts_hold_the_crops_of_the_whole_step(tmp_path):
     crops = {}
     for parts in (1, 2):
         run = tiny_run(tmp_path, grad_accum=parts)
@@ -206,6 +162,53 @@ def test_accumulated_parts_are_the_whole_step(tmp_path):
         crops[parts] = torch.cat([batch["point"].coord for batch in batches])
     assert torch.equal(crops[1], crops[2])
     assert train(tiny_run(tmp_path, grad_accum=2, steps=2))["steps"] == 2
+
+
+def test_accumulated_gradients_are_the_whole_step_s(tmp_path, monkeypatch):
+    """Weights after plain gradient descent, which unlike AdamW shows a sum taken for a mean."""
+    trainer = sys.modules["pointadapt.train"]
+    monkeypatch.setattr(trainer, "make_optimizer", lambda groups: torch.optim.SGD(groups))
+    found, settings = [], {"method": "linear", "head": "linear", "batch_size": 4, "steps": 3, "select": "last"}
+    for parts in (1, 2):
+        run = object_run(tmp_path, grad_accum=parts, out=tmp_path / f"parts{parts}", **settings)
+        train(run)
+        found.append(adapter(run))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-6, rtol=1e-5)
+    (name,) = [name for name in found[0] if name.endswith("head.layers.1.weight")]
+    start = build_model(open_domain(run)).get_base_model().head.modules_to_save["default"].layers[1].weight
+    assert (found[0][name] - start).abs().max() > 1e-3
+
+
+def test_order_and_draws_follow_the_seed(tmp_path):
+    first, again, other = (
+        Batches(open_domain(run), make_accelerator(run)) for run in (tiny_run(tmp_path, seed=s) for s in (0, 0, 1))
+    )
+    orders = [[tuple(made.order(epoch)) for epoch in range(9)] for made in (first, again, other)]
+    assert orders[0] == orders[1] != orders[2] and len(set(orders[0])) > 1 < len(set(orders[2]))
+    other.items = again.items = first.items  # which the seed has thinned
+    number = next(n for n in range(27) if orders[0][n // 3][n % 3] == orders[2][n // 3][n % 3])
+    coords = [made.sample(number)["coord"].tobytes() for made in (first, again, other)]
+    assert coords[0] == coords[1] != coords[2]
+
+
+def test_every_forward_pass_has_a_seed_of_its_own(tmp_path):
+    runs = [tiny_run(tmp_path, seed=seed) for seed in (0, 1)]
+    passes = [(run, step, part, rank) for run in runs for step in range(3) for part in range(2) for rank in range(2)]
+    seeds = [model_seed(*one) for one in passes]
+    assert len(set(seeds)) == len(passes) and seeds == [model_seed(*one) for one in passes]
+
+
+def test_the_first_of_equal_scores_is_the_best(tmp_path):
+    run, now = tiny_run(tmp_path), Progress()
+    for step, miou in enumerate((0.4, 0.6, 0.6, 0.5), 1):
+        now.step, now.scores = step, {"miou": miou}
+        judge(now, run)
+    assert now.best_step == 2 and now.best == {"miou": 0.6}
+    run.select = "last"
+    judge(now, run)
+    assert now.best_step == 4 and now.best == {"miou": 0.5}
 
 
 def test_every_scan_once_per_epoch_and_the_same_with_workers(tmp_path):
@@ -281,7 +284,7 @@ assert result["processes"] == 2, result
 def train_in_two(folder: Path, run: str) -> None:
     """Train ``run``, an expression, on two processes: gloo on the CPU."""
     script = folder / "script.py"
-    script.write_text(PROCESSES.format(path=[str(HERE), str(HERE.parent / "src")], run=run))
+    script.write_text(PROCESSES.format(path=PATHS, run=run))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240)

@@ -79,6 +79,11 @@ def test_cache_notices_changed_files_and_settings(tmp_path, monkeypatch):
     assert reads == ["0.npz"]
     ScanDataset(write(tmp_path, counts=(901,), scale=0.5), "train", cache=cache)
     assert reads == ["0.npz", "0.npz"]
+    scaled = DataSet.open(tmp_path)
+    for other in ({"seed": 1}, {"train": False}, {"limit": 100}):  # thinned by other draws, not thinned, in tiles
+        for _ in range(2):
+            ScanDataset(scaled, "train", cache=cache, **other)
+    assert len(reads) == 5
     assert not [path for path in cache.iterdir() if path.name.startswith(".")]
 
 
@@ -112,7 +117,9 @@ def test_training_scans_are_thinned_evaluated_ones_are_not(tmp_path):
     train, val = ScanDataset(dataset, "train"), ScanDataset(dataset, "train", train=False)
     assert len(val[0]["coord"]) == 6000 and len(train[0]["coord"]) < 600
     made = val[0]
-    for keep in (thin(made, dataset.voxel, np.random.default_rng(s)) for s in range(3)):
+    kept = [thin(made, dataset.voxel, np.random.default_rng(s)) for s in range(3)]
+    assert len({keep["coord"].tobytes() for keep in kept}) == 3
+    for keep in kept:
         cell = np.floor(keep["coord"].astype(float) / dataset.voxel).astype(int)
         _, count = np.unique(cell, axis=0, return_counts=True)
         assert count.max() == loader.KEEP

@@ -166,6 +166,30 @@ def test_colour_transforms_stay_in_range_and_leave_missing_colour_alone():
     assert (run(T.ChromaticAutoContrast(1), made)["color"][:, 1] == 40).all()
 
 
+def grey(low=100, high=150, num=3000):
+    """Colours far from both ends of the range, where nothing is clipped."""
+    return {**sample(num), "color": np.random.default_rng(1).integers(low, high + 1, (num, 3)).astype(np.float32)}
+
+
+def test_contrast_is_a_blend_with_the_full_range():
+    shares = []
+    for seed in range(20):
+        made = grey()
+        change = run(T.ChromaticAutoContrast(1), made, seed)["color"] - made["color"]
+        full = (made["color"] - 100) * (255 / 50) - made["color"]
+        shares.append((change * full).sum() / (full * full).sum())
+        np.testing.assert_allclose(change, shares[-1] * full, atol=1e-3)  # one share for all points and channels
+    assert 0 <= min(shares) < 0.3 and 0.7 < max(shares) <= 1
+
+
+def test_translation_moves_a_channel_and_jitter_each_value():
+    made = grey()
+    shift = run(T.ChromaticTranslation(1, 0.1), made)["color"] - made["color"]
+    assert (np.ptp(shift, axis=0) < 1e-4).all() and np.ptp(shift[0]) > 1 and np.abs(shift).max() <= 25.5
+    noise = run(T.ChromaticJitter(1, 0.05), made)["color"] - made["color"]
+    assert noise.std() == pytest.approx(0.05 * 255, rel=0.03) and np.abs(np.corrcoef(noise.T)[0, 1]) < 0.1
+
+
 def test_dropout_keeps_the_exact_share():
     out = run(T.RandomDropout(0.2, 1))
     assert len(out["coord"]) == len(out["segment"]) == 2400
@@ -258,9 +282,12 @@ def test_features_are_coordinates_colour_and_normals():
     out = run(P.eval_transform(0.1), made)
     np.testing.assert_array_equal(out["feat"][:, :3], out["coord"])
     np.testing.assert_allclose(out["feat"][:, 6:], out["normal"])
-    assert out["feat"].shape[1] == 9 and 0.5 < out["feat"][:, 3:6].max() <= 1
+    assert out["feat"].shape[1] == 9
     np.testing.assert_array_equal(out["origin_segment"], made["segment"])
-    np.testing.assert_array_equal(out["color"][:, 0] * 255, out["color"][:, 0] * np.float32(255))
+    np.testing.assert_array_equal(out["feat"][:, 3:6], out["color"])
+    voxel = np.flatnonzero(np.bincount(out["inverse"]) == 1)  # of one point each: it is known which
+    alone = out["inverse"].argsort()[np.searchsorted(np.sort(out["inverse"]), voxel)]
+    np.testing.assert_allclose(out["color"][voxel], made["color"][alone] / 255, rtol=1e-6)
 
 
 def test_indoor_preset_is_the_published_recipe():

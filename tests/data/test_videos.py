@@ -86,6 +86,8 @@ def test_training_draws_clips_by_seed_epoch_and_index(tmp_path):
         items.set_epoch(epoch)
         starts.add(int(items[2]["frames"][0]))
     assert len(starts) > 12 and min(starts) < 5 and max(starts) > 20
+    short = VideoItems(action_set(tmp_path, frames=29), "train")  # starts at 0 or 1, its last frame is seen
+    assert {int(short.draw(0, np.random.default_rng(seed))["frames"][0]) for seed in range(12)} == {0, 1}
     again.set_epoch(29)
     same(items[2], again[2])
     assert items[2]["counts"].tolist() == [16] * 4 and items[2]["label"] == 0

@@ -1,18 +1,11 @@
 """Classification of shapes: training, choice of the step, scores, votes, corruption, tables; resume after a kill."""
 
-import csv
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pointadapt.analysis.describe import works_on
 from pointadapt.backbones.weights import ASSETS
@@ -26,9 +19,9 @@ from pointadapt.methods import METHODS
 from pointadapt.predict import predict
 from pointadapt.run import Run
 from pointadapt.train import Batches, make_accelerator, train
+from run_folders import adapter, rows, same, table, train_and_kill
 from tiny_objects import CLASSES, object_run, shape, write_parts, write_shape, write_shapes
 
-HERE = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -37,20 +30,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("objects")
     run = object_run(folder, steps=80, eval_every=20)
     return run, train(run)
-
-
-def rows(run: Run) -> list[dict]:
-    """metrics.jsonl without the times."""
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def adapter(run: Run, which: str = "last") -> dict[str, torch.Tensor]:
-    return load_file(run.folder / "adapter" / which / "adapter_model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -216,37 +195,13 @@ def test_groups_are_the_run_s_own(tmp_path):
         train(object_run(tmp_path, method="linear", groups=20, architecture="sonata", out=tmp_path / "scenes"))
 
 
-KILLED = """
-import sys
-sys.path[:0] = {path!r}
-from pathlib import Path
-from tiny_objects import object_run
-import pointadapt.checkpoint as checkpoint
-from pointadapt.train import train
-
-write = checkpoint.write_bytes
-def write_then_wait(file, content):
-    write(file, content)
-    print("saved", flush=True)
-checkpoint.write_bytes = write_then_wait
-train(object_run(Path({folder!r}), steps=12, eval_every=3, drop_path=True, smoothing=0.1))
-"""
-
-
 def test_killed_and_resumed_is_as_never_interrupted(tmp_path):
     """SIGKILL in the middle of a step: the resumed run has the same metrics and weights, bit by bit, BatchNorm too."""
     settings = {"steps": 12, "eval_every": 3, "drop_path": True, "smoothing": 0.1}
     whole = object_run(tmp_path / "whole", **settings)
     train(whole)
     killed = object_run(tmp_path / "killed", **settings)
-    script = KILLED.format(path=[str(HERE), str(HERE.parent / "src")], folder=str(tmp_path / "killed"))
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        for _ in range(2):
-            assert process.stdout.readline() == b"saved\n"
-        time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    train_and_kill(f"object_run(Path({str(tmp_path / 'killed')!r}), **{settings!r})", pause=0.01)
     assert not (killed.folder / "result.json").exists()
     assert train(killed, resume=True)["steps"] == 12
     assert rows(killed) == rows(whole)
@@ -268,9 +223,8 @@ def test_resume_refuses_other_settings(finished):
 def test_scores_agree_with_the_predictions(finished, tmp_path):
     run, _ = finished
     result = evaluate(run)
-    (table,) = predict(run, run.data / "test", tmp_path / "table.csv", quiet=True)
-    with open(table) as stream:
-        lines = list(csv.DictReader(stream))
+    (file,) = predict(run, run.data / "test", tmp_path / "table.csv", quiet=True)
+    lines = table(file)
     right = [line["file"].split("/")[0] == line["class"] for line in lines]
     assert result["oa"] == sum(right) / 6 and result["shapes"] == 6 and result["split"] == "test"
     assert result["macc"] == pytest.approx(np.mean(result["accuracy"]))

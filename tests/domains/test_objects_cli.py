@@ -8,6 +8,7 @@ import pytest
 
 from pointadapt import cli
 from pointadapt.run import Run
+from run_folders import refused
 from tiny_objects import flags, shape, write_parts, write_shape, write_shapes
 
 
@@ -18,16 +19,6 @@ def trained(tmp_path_factory):
     arguments = ["adapt", folder / "shapes", "--out", folder / "run", *flags(folder), "--method.r", "2"]
     assert cli.main([str(argument) for argument in arguments]) == 0
     return folder
-
-
-def refused(capsys, *arguments) -> str:
-    """Run a command that must fail with exit code 2 and one line on stderr; returns the line."""
-    capsys.readouterr()
-    code = cli.main([str(argument) for argument in arguments])
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("pointadapt:")]
-    assert code == 2 and len(lines) == 1 and "Traceback" not in error, error
-    return lines[0]
 
 
 @pytest.mark.parametrize("first", ["init", "adapt"])

@@ -1,7 +1,5 @@
 """What predictions of videos read and write: never each other, every frame, and all that can be read."""
 
-import csv
-
 import numpy as np
 import pytest
 
@@ -13,6 +11,7 @@ from pointadapt.evaluate import evaluate
 from pointadapt.predict import predict
 from pointadapt.run import Run
 from pointadapt.train import train
+from run_folders import table
 from tiny_videos import flags, video_run
 
 
@@ -22,11 +21,6 @@ def trained(tmp_path_factory):
     run = video_run(tmp_path_factory.mktemp("trained"), steps=1)
     train(run)
     return run
-
-
-def table(file):
-    with open(file) as stream:
-        return list(csv.DictReader(stream))
 
 
 def write_set(folder, task):

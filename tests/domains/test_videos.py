@@ -1,6 +1,5 @@
 """Point videos through the engine: init, adapt, evaluate, predict; resumed runs; Stage 1; what a user can mend."""
 
-import csv
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from pointadapt.metrics_video import SegmentScores
 from pointadapt.predict import predict
 from pointadapt.run import Run
 from pointadapt.train import train
+from run_folders import refused, table
 from tiny_videos import flags, video_run
 
 
@@ -40,21 +40,6 @@ def trained(tmp_path_factory):
     run = video_run(tmp_path_factory.mktemp("trained"), steps=2, eval_every=2)
     train(run)
     return run
-
-
-def table(file: Path) -> list[dict[str, str]]:
-    with open(file) as stream:
-        return list(csv.DictReader(stream))
-
-
-def refused(capsys, *arguments) -> str:
-    """Run a command that must fail with exit code 2 and one line on stderr; returns the line."""
-    capsys.readouterr()
-    code = cli.main([str(argument) for argument in arguments])
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("pointadapt:")]
-    assert code == 2 and len(lines) == 1 and "Traceback" not in error, error
-    return lines[0]
 
 
 # --- the whole path --------------------------------------------------------------------------------------------------

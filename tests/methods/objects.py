@@ -1,4 +1,5 @@
-"""What the tests of methods on groups of points share: small models, clouds, and the published trained names."""
+"""What the tests of methods share: networks of official size, small models and clouds of groups of points, and the
+published trained names."""
 
 from __future__ import annotations
 
@@ -59,12 +60,14 @@ def official(config, classes: int = 15, groups: int = 64) -> PeftModel:
         return adapt(Classification(PointViT(PointViTConfig(groups=groups)), classes), config)
 
 
-def sonata(config) -> PeftModel:
+def sonata(config, classes: int = 20, **net) -> PeftModel:
+    """Sonata-base at its official size, without values."""
     with torch.device("meta"):
-        return adapt(Segmentation(PTv3(PTv3Config()), 20), config)
+        return adapt(Segmentation(PTv3(PTv3Config(**net)), classes), config)
 
 
 def trained(model: nn.Module, what: str = "") -> int:
+    """Numbers that are trained, of parameters with ``what`` in their names."""
     return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and what in n)
 
 

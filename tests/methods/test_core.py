@@ -107,16 +107,16 @@ def test_modules_to_save_must_be_full_names():
 
 def test_a_refused_adapt_leaves_the_model_as_it_was():
     """Whatever is wrong: names, a head that stays frozen, a target found late, a method that asked for a new head."""
-    for config, task in (
-        (GEMConfig(rank=2, modules_to_save=["haed"]), tiny()),
-        (GEMConfig(rank=2, modules_to_save=["backbone.embedding"]), tiny()),
-        (METHODS["lora"](target_modules=["qkv", "ffn"]), tiny()),
-        (METHODS["idpt"](layer=-1, target_modules=["nowhere"]), tiny("vit")),
+    for config, task, message in (
+        (GEMConfig(rank=2, modules_to_save=["haed"]), tiny(), "does not have"),
+        (GEMConfig(rank=2, modules_to_save=["backbone.embedding"]), tiny(), "head is not trained"),
+        (METHODS["lora"](target_modules=["qkv", "ffn"]), tiny(), "slots are"),
+        (METHODS["idpt"](layer=-1, target_modules=["nowhere"]), tiny("vit"), "nowhere"),
     ):
         expected = logits(task, batch(task))
         modules, parts = dict(task.named_modules()), dict(vars(task))
         flags = {name: p.requires_grad for name, p in task.named_parameters()}
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=message):
             adapt(task, config)
         assert {name: id(m) for name, m in task.named_modules()} == {name: id(m) for name, m in modules.items()}
         assert vars(task) == parts and {name: p.requires_grad for name, p in task.named_parameters()} == flags

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from contracts import BACKBONES, KIND, Case, batch, logits, tiny, train
+from methods.objects import trained
 from pointadapt.analysis.matrix import BACKBONES as OFFICIAL
 from pointadapt.analysis.matrix import matrix
 from pointadapt.backbones.ptv3 import PTv3
@@ -74,10 +75,6 @@ CONTROLS = {
     "gem[use_sa=false]": 693_872 + HEAD,
     "gem[num_latents=1]": 1_815_152 - 3 * 32 + HEAD,
 }
-
-
-def trained(model) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def official(name: str, config):

@@ -16,6 +16,7 @@ from pointadapt.methods.gaprompt import (
     interpolation,
     with_points,
 )
+from pointadapt.methods.pointpeft import neighborhoods
 from pointadapt.ops.neighbors import group
 from pointadapt.point import collate
 
@@ -136,6 +137,26 @@ def test_prompts_carry_shape_and_place_and_leave_no_tokens():
     torch.testing.assert_close(seen[1].part(name), expected)
     places = model.backbone.tokenizer.adapters["default"].places
     torch.testing.assert_close(shape.places, model.backbone.tokenizer.base_layer.pos(places))
+
+
+@pytest.mark.parametrize("index", [0, 3])  # with prompts and the shape's vector, and without
+def test_what_follows_a_block_against_its_formula(index):
+    """Neighbourhoods spread over the groups, then s up(quick gelu(down(norm(.))))."""
+    model, seen = small(depth=4), {}
+    adapt(model, GAPromptConfig(scale=0.3, spread=0.4)).eval()
+    layer = model.backbone.blocks[index]
+    adapter = layer.adapters["default"]
+    layer.base_layer.register_forward_hook(lambda m, args, out: seen.update(base=out))
+    layer.register_forward_hook(lambda m, args, out: seen.update(out=out))
+    with torch.no_grad():
+        shape = model.backbone(clouds()).extra["gaprompt.default"]
+        tokens = seen["base"].drop("prompt of default")
+        nodes = tokens.part("patch")
+        around = neighborhoods(tokens, shape.neighbors).summed_up(nodes, adapter.neighbor_norm)
+        plain = tokens.with_part("patch", nodes + 0.4 * around).feat
+        hidden = adapter.down(adapter.norm(plain + 0.5 * shape.vector[:, None] if index == 0 else plain))
+        expected = plain + 0.3 * adapter.up(hidden / (1 + (-1.702 * hidden).exp()))
+    torch.testing.assert_close(seen["out"].feat, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_part_segmentation_reads_as_without_a_method():

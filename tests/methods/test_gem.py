@@ -5,26 +5,16 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from contracts import batch, cloud, logits, tiny, train
-from pointadapt.backbones.ptv3 import PTv3, PTv3Config
+from contracts import batch, cloud, logits, tiny, train, zero
+from methods.objects import sonata, trained
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
 from pointadapt.methods.core import Shared
 from pointadapt.methods.gem import ContextAdapter, GEMConfig, SpatialAdapter
 from pointadapt.methods.sites import Site
 from pointadapt.point import Point, collate
-from pointadapt.tasks.segmentation import Segmentation
 
 SONATA = (48, 96, 192, 384, 512), (3, 3, 3, 12, 3)
-
-
-def adapter_count(model) -> int:
-    return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and ".modules_to_save." not in n)
-
-
-def sonata(config, classes=20, **net):
-    with torch.device("meta"):
-        return adapt(Segmentation(PTv3(PTv3Config(**net)), classes), config)
 
 
 def spatial(channels=6, **options) -> SpatialAdapter:
@@ -38,11 +28,6 @@ def context(channels=6, **options) -> ContextAdapter:
     adapter = ContextAdapter(channels, config, Site("attn", "attn", first=True, first_in_stage=True), None)
     nn.init.normal_(adapter.up.weight)
     return adapter
-
-
-def zero(point: Point) -> Point:
-    """A frozen module that adds nothing."""
-    return point.but(feat=torch.zeros_like(point.feat))
 
 
 @pytest.mark.parametrize(
@@ -62,8 +47,8 @@ def zero(point: Point) -> Point:
 )
 def test_counts_on_sonata_base(options, count):
     model = sonata(GEMConfig(**options))
-    assert adapter_count(model) == count
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count + 24_660
+    assert trained(model, "gem_") == count
+    assert trained(model) == count + 24_660
     backbone = [p for n, p in model.named_parameters() if ".backbone." in n and not p.requires_grad]
     assert sum(p.numel() for p in backbone) == 108_461_328
 
@@ -77,18 +62,18 @@ def test_count_formula(share, rank, latents, kernel):
     p = 4 if share == "none" else 3
     sa = 2 * rank * d_all + 24 * kernel**3 * rank**2 + d_all + 24 * 2 * rank
     ca = p * rank * d_all + d_all
-    assert adapter_count(sonata(config)) == sa + ca + latents * rank
+    assert trained(sonata(config), "gem_") == sa + ca + latents * rank
 
 
 def test_encoder_only_unless_asked():
     decoder = dict(
         dec_depths=(2, 2, 2, 2), dec_channels=(64, 96, 192, 384), dec_num_head=(4, 6, 12, 24), dec_patch_size=(64,) * 4
     )
-    assert adapter_count(sonata(GEMConfig(), **decoder)) == 1_815_152
-    everywhere = adapter_count(sonata(GEMConfig(targets="all"), **decoder))
+    assert trained(sonata(GEMConfig(), **decoder), "gem_") == 1_815_152
+    everywhere = trained(sonata(GEMConfig(targets="all"), **decoder), "gem_")
     d_dec = 2 * (64 + 96 + 192 + 384)
     assert everywhere == 1_815_152 + 5 * 32 * d_dec + d_dec + 8 * 27 * 32**2
-    late = adapter_count(sonata(GEMConfig(stages=[4])))
+    late = trained(sonata(GEMConfig(stages=[4])), "gem_")
     assert late == 3 * (5 * 32 * 512 + 512 + 27 * 32**2) + 128
 
 
@@ -106,7 +91,8 @@ def test_gradients_at_the_start(tmp_path):
     assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "gem_" in n)
 
 
-def trained(**options):
+def settled(**options):
+    """An adapted model after a few steps, in eval mode."""
     torch.manual_seed(0)
     model = adapt(tiny(), GEMConfig(**{"rank": 6, **options}))
     train(model, 3)
@@ -114,17 +100,17 @@ def trained(**options):
 
 
 def test_point_order_does_not_matter():
-    model, point = trained(), cloud(150, 1)
+    model, point = settled(), cloud(150, 1)
     shuffle = torch.randperm(150)
     moved = Point(point.coord[shuffle], point.feat[shuffle], point.offset, point.grid_coord[shuffle])
     torch.testing.assert_close(logits(model, moved), logits(model, point)[shuffle], atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_is_left_of_a_forward_pass():
-    model, point = trained(), batch()
+    model, point = settled(), batch()
     start = model.base_model.gem_shared["default"]["start"].clone()
     first = logits(model, point)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="negative"):
         model(point.but(grid_coord=-point.grid_coord))
     assert torch.equal(logits(model, point), first)
     assert torch.equal(model.base_model.gem_shared["default"]["start"], start)
@@ -138,7 +124,7 @@ def test_nothing_is_left_of_a_forward_pass():
 def test_latents_travel_through_all_blocks():
     """Global latents make late blocks depend on how early ones read; banks per block do not."""
     for sharing, depends in (("global", True), ("stage", False), ("block", False)):
-        model, point = trained(latent_sharing=sharing, use_sa=False), batch()
+        model, point = settled(latent_sharing=sharing, use_sa=False), batch()
         blocks = model.get_base_model().backbone.enc[0].blocks
         last = model.get_base_model().backbone.enc[1].blocks[0].mix.attn
         seen: list[torch.Tensor] = []
@@ -191,6 +177,40 @@ def test_attention_against_the_formula():
         out, found = adapter.attend(feat, [9], state)
         torch.testing.assert_close(found[0], read)
         torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"step2": "updated"}, {"step2_norm": "points"}, {"step2_norm": "sigmoid"}, {"norm_latents": True}],
+    ids=str,
+)
+def test_options_of_attention_against_the_formula(options):
+    adapter, feat, state = context(**options), torch.randn(9, 6), torch.randn(1, 4, 5)
+    q, k = adapter.read(feat).split(5, 1)
+    latents = nn.functional.layer_norm(state[0], (5,)) if "norm_latents" in options else state[0]
+    read = torch.softmax(5**-0.5 * latents @ k.T, 1) @ k
+    source = latents + read if "step2" in options else read
+    logit = 5**-0.5 * q @ source.T
+    weight = {None: logit.softmax(1), "points": logit.softmax(0), "sigmoid": logit.sigmoid()}
+    out, found = adapter.attend(feat, [9], state)
+    torch.testing.assert_close(found[0], read)
+    torch.testing.assert_close(out, adapter.up(weight[options.get("step2_norm")] @ source))
+
+
+@pytest.mark.parametrize("update", [True, False])
+def test_the_next_block_gets_the_latents_and_what_they_read(update):
+    adapter, point = context(latent_update=update), collate([cloud(20, 1, 6), cloud(30, 2, 6)])
+    start = adapter.latents.expand(2, -1, -1)
+    _, read = adapter.attend(point.feat, point.counts, start)
+    (state,) = adapter(zero, point).extra.values()
+    assert torch.equal(state, start + read if update else start)
+
+
+@pytest.mark.parametrize("make", [spatial, context], ids=["sa", "ca"])
+def test_alpha_scales_what_is_added(make):
+    whole, half, point = make(), make(alpha=0.5), cloud(40, 1, 6)
+    half.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(half(zero, point).feat, 0.5 * whole(zero, point).feat)
 
 
 @pytest.mark.parametrize("latents", [1, 3, 40])  # fewer than the rank, and more than points
@@ -258,7 +278,7 @@ def test_empty_and_one_point_scenes():
     one, rest = cloud(1, 3), cloud(40, 4)
     pair = collate([one, rest])
     holes = pair.but(offset=torch.tensor([0, 1, 1, 41]))
-    model = trained()
+    model = settled()
     assert torch.equal(logits(model, holes), logits(model, pair))
     adapter = context()
     state = torch.randn(3, 4, 5)
@@ -295,7 +315,7 @@ def test_gradients_in_float64(make):
 
 
 def test_activation_checkpointing_gives_the_same_gradients():
-    model, point = trained(), batch()
+    model, point = settled(), batch()
     block = model.get_base_model().backbone.enc[1].blocks[1]
     wanted = [p for n, p in model.named_parameters() if p.requires_grad]
     expected = torch.autograd.grad(model(point).square().sum(), wanted)
@@ -307,7 +327,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
 
 
 def test_zeroing_up_restores_the_frozen_model():
-    model, point = trained(), batch()
+    model, point = settled(), batch()
     for name, parameter in model.named_parameters():
         if "gem_" in name and ".up." in name:
             parameter.data.zero_()

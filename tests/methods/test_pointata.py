@@ -18,9 +18,9 @@ from pointadapt.data.videos import VideoItems, collate_videos
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt, load_adapted
 from pointadapt.methods.core import options as options_of
-from pointadapt.methods.pae import OFFSETS, PAE, tube_of
+from pointadapt.methods.pae import OFFSETS, PAE, sincos, tube_of
 from pointadapt.methods.pointata import PVA, SCE, ClipTokens, PointATAConfig
-from pointadapt.ops.frames import anchor_frames, neighbour_rows, take_clouds, tracks
+from pointadapt.ops.frames import anchor_frames, neighbour_rows, take_clouds, times, tracks
 from pointadapt.tasks.video import VideoClassification
 from small_videos import FRAMES, POINTS, adapted, adapters, logits, net, packed, stirred, task, video
 
@@ -109,6 +109,16 @@ def test_neighbours_stay_within_the_clip():
     assert neighbour_rows(6, 3, -1).tolist() == [0, 0, 1, 3, 3, 4]
     with pytest.raises(UserError, match="no multiple"):
         logits(adapted(), video().but(extra={"frames": 5}))
+
+
+def test_frames_are_seen_at_their_share_of_the_clip_or_when_they_say():
+    point = packed([torch.randn(4, 3)] * 6, 3)
+    torch.testing.assert_close(times(point), torch.tensor([0, 1 / 3, 2 / 3] * 2))
+    told = torch.tensor([0, 0.5, 0.9, 0, 0.1, 0.2])
+    assert torch.equal(times(point.but(extra={"frames": 3, "time": told})), told)
+    turns = torch.tensor([0.5, 32.0])  # half a turn to 32 turns over the clip
+    angle = 2 * torch.pi * told[:, None] * turns
+    torch.testing.assert_close(sincos(told, 4), torch.cat([angle.sin(), angle.cos()], 1), atol=1e-4, rtol=0)
 
 
 def test_clouds_are_taken_with_all_that_belongs_to_them():
@@ -314,6 +324,42 @@ def test_a_track_goes_to_the_nearest_anchor_of_the_next_frame():
     assert torch.equal(before.view(12, 16)[6], torch.arange(6 * 16, 7 * 16))  # a clip's first frame: itself
 
 
+def test_an_adapter_against_its_formula():
+    """z + s (W_u GELU(W_p v + b_p) + b_u), token by token; nearest anchors by comparing all of them."""
+    model = stirred(adapted(scale=0.5))
+    backbone, pva = model.get_base_model().backbone, adapters(model, PVA)[0]
+    sce, mix = pva.sce(), backbone.blocks[0].mix
+    with torch.no_grad():
+        tokens = backbone.enter(video(1))
+        out, center = mix.base_layer(tokens), tokens.center
+        u = nn.functional.gelu(pva.down(tokens.part("patch") + out.part("patch")))
+        anchors = [(t, g) for t in range(FRAMES) for g in range(center.shape[1])]
+        context, v = torch.empty_like(u), torch.empty_like(u)
+        for t, g in anchors:
+            away = center[t] - center[t, g]
+            near = away.norm(dim=1).argsort()[:8]
+            rel = torch.cat([away[near], away[near].norm(dim=1, keepdim=True)], 1)
+            context[t, g] = (sce.gate(rel).sigmoid() * u[t, near]).amax(0)
+        u = u + sce.out(sce.norm(context))
+        for t, g in anchors:
+            frames = [max(t - 1, 0), t, min(t + 1, FRAMES - 1)]
+            tracked = [u[f, (center[f] - center[t, g]).norm(dim=1).argmin()] for f in frames]
+            v[t, g] = pva.temporal.bias + sum(w * x for w, x in zip(pva.temporal.weight, tracked, strict=True))
+        expected = out.part("patch") + 0.5 * pva.up(nn.functional.gelu(pva.point(v)))
+        torch.testing.assert_close(mix(tokens).part("patch"), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_embedder_against_its_formula():
+    """f = f0 + m, f + U GELU(V LN(f)), with m = W2 GELU(W1 [f_-1 - f0 ; f_+1 - f0])."""
+    pae, seen = PAE(12, 5, 7), torch.randn(4, 3, 12)
+    for parameter in pae.parameters():
+        nn.init.normal_(parameter)
+    here, before, after = seen.unbind(1)
+    feat = here + pae.move(nn.functional.gelu(pae.look(torch.cat([before - here, after - here], 1))))
+    expected = feat + pae.up(nn.functional.gelu(pae.down(pae.norm(feat))))
+    torch.testing.assert_close(pae(seen), expected)
+
+
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_receptive_field(kernel):
     """Blocks x (kernel // 2) frames to each side, and one more where the PAE looks at points."""
@@ -418,7 +464,7 @@ def test_refusals():
         adapt(pa.Segmentation(PTv3(small), 4), PointATAConfig())
     named = ({"pae": "big"}, {"sce": "all"}, {"follow": "me"})
     for options in (*named, {"kernel": 2}, {"stride": 3}, {"rank": 0}, {"align_clusters": 1}):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=next(iter(options))):
             PointATAConfig(**options)
 
 

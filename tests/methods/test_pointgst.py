@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from contracts import batch, cloud, logits, tiny, train
+from contracts import batch, cloud, logits, on_a_curve, tiny, train, zero
 from pointadapt.backbones.point_gpt import PointGPT
 from pointadapt.backbones.point_vit import PointViT, PointViTConfig
 from pointadapt.backbones.ptv3 import PTv3, PTv3Config
@@ -28,7 +28,7 @@ from pointadapt.methods.pointgst import (
     upright,
 )
 from pointadapt.ops.order import curve_order
-from pointadapt.point import Point, collate
+from pointadapt.point import collate
 from pointadapt.tasks.classification import Classification
 from pointadapt.tasks.segmentation import Segmentation
 from pointadapt.tokens import Tokens
@@ -51,14 +51,6 @@ def perturbed(module: nn.Module, seed=0) -> nn.Module:
 def tokens(groups=40, clouds=2, channels=6, cls=1, seed=0) -> Tokens:
     center = drawn((clouds, groups, 3), seed) * 0.4
     return Tokens(drawn((clouds, cls + groups, channels), seed), (("cls", cls), ("patch", groups)), center=center)
-
-
-def on_a_curve(point: Point, curve: str = "z") -> Point:
-    return point.but(extra={"curve": curve})
-
-
-def no_branch(x):
-    return x.but(feat=torch.zeros_like(x.feat))
 
 
 def counts(model) -> dict[str, int]:
@@ -214,7 +206,7 @@ def test_branch_is_the_formula(transpose):  # one cloud and chunk at a time
             rows = order[b, 8 * c : 8 * c + 8]
             change[rows] += spectral(nodes[rows], basis[1].basis[5 * b + c], adapter.norms[1])
         hidden[b, 1:] += change
-    torch.testing.assert_close(adapter(no_branch, x).feat, adapter.up(hidden), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(adapter(zero, x).feat, adapter.up(hidden), atol=1e-5, rtol=1e-5)
 
 
 def test_basis_is_made_once_for_a_cloud():
@@ -229,10 +221,10 @@ def test_any_number_of_centres_and_duplicates(groups):
     x = tokens(groups)
     x.center[0, 1:4] = x.center[0, 0]
     adapter = perturbed(SpectralAdapter(6, 4, Settings((0, 32))))
-    out = adapter(no_branch, x).feat
+    out = adapter(zero, x).feat
     assert out.isfinite().all()
     alone = x.but(feat=x.feat[1:], center=x.center[1:], cache={})
-    torch.testing.assert_close(adapter(no_branch, alone).feat, out[1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(adapter(zero, alone).feat, out[1:], atol=1e-5, rtol=1e-5)
 
 
 def test_released_basis_depends_on_the_batch_and_needs_whole_graphs():
@@ -247,24 +239,24 @@ def test_released_basis_depends_on_the_batch_and_needs_whole_graphs():
 def test_points_of_a_scene_see_their_stretch_of_the_curve_alone():
     adapter = perturbed(SpectralAdapter(9, 4, Settings((8,))))
     point = on_a_curve(collate([cloud(43, 1), cloud(50, 2)]))
-    out = adapter(no_branch, point).feat
+    out = adapter(zero, point).feat
     feat = point.feat.clone()
     feat[17, 0] += 1
-    change = (adapter(no_branch, point.but(feat=feat)).feat - out).abs().amax(1) > 1e-7
+    change = (adapter(zero, point.but(feat=feat)).feat - out).abs().amax(1) > 1e-7
     order, inverse = curve_order(point, "z")
     first = int(inverse[17]) // 8 * 8
     assert set(change.nonzero().flatten().tolist()) <= set(order[first : min(first + 8, 43)].tolist())
     assert change[17]
-    other = adapter(no_branch, on_a_curve(point.but(cache={}), "hilbert")).feat
+    other = adapter(zero, on_a_curve(point.but(cache={}), "hilbert")).feat
     assert not torch.allclose(other, out, atol=1e-3)
     alone = on_a_curve(cloud(50, 2))
-    torch.testing.assert_close(adapter(no_branch, alone).feat, out[43:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(adapter(zero, alone).feat, out[43:], atol=1e-5, rtol=1e-5)
 
 
 def test_points_in_one_place():
     point = on_a_curve(cloud(40, 1))
     same = point.but(coord=point.coord[:1].expand(40, -1).clone(), extra=point.extra)
-    assert perturbed(SpectralAdapter(9, 4, Settings((16, 32))))(no_branch, same).feat.isfinite().all()
+    assert perturbed(SpectralAdapter(9, 4, Settings((16, 32))))(zero, same).feat.isfinite().all()
 
 
 def test_basis_of_a_level_is_shared_by_its_blocks():

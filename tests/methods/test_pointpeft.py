@@ -9,6 +9,7 @@ from methods.objects import clouds, official, parts, small, sonata
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
 from pointadapt.methods.pointpeft import (
+    BehindBranch,
     NarrowAttention,
     Neighborhoods,
     PointPEFTConfig,
@@ -122,6 +123,16 @@ def test_quick_bottleneck():
     module, x = QuickBottleneck(6, 3), torch.randn(2, 6)
     hidden = x @ module.down.weight.T
     torch.testing.assert_close(module(x), (hidden / (1 + (-1.702 * hidden).exp())) @ module.up.weight.T)
+
+
+def test_the_bottleneck_stands_behind_the_branch():
+    model = small()
+    adapt(model, PointPEFTConfig(scale=0.3)).eval()
+    layer = model.backbone.blocks[1].ffn
+    adapter, x = layer.adapters["default"], Tokens(torch.randn(2, 5, 32), (("patch", 5),))
+    assert isinstance(adapter, BehindBranch)
+    base = layer.base_layer(x).feat
+    torch.testing.assert_close(layer(x).feat, base + 0.3 * adapter.bottleneck(base))
 
 
 def test_prompts_are_in_the_first_half_and_leave_no_tokens():

@@ -6,21 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from contracts import batch, cloud, logits, tiny, train
+from contracts import batch, cloud, logits, on_a_curve, tiny, train, zero
+from methods.objects import sonata, trained
 from parity.pointtpa import check
-from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.errors import UserError
 from pointadapt.methods import adapt
 from pointadapt.methods.pointtpa import DynamicDown, Gate, Grouping, PatchAdapter, PointTPAConfig
 from pointadapt.point import Point, collate
-from pointadapt.tasks.segmentation import Segmentation
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STAGES = [(48, 4, 200), (96, 4, 100), (192, 2, 50), (384, 2, 20), (512, 2, 10)]
-
-
-def zero(point: Point) -> Point:
-    return point.but(feat=torch.zeros_like(point.feat))
 
 
 def dynamic(channels=6, experts=3, size=5, **options) -> PatchAdapter:
@@ -32,19 +27,6 @@ def dynamic(channels=6, experts=3, size=5, **options) -> PatchAdapter:
     return adapter
 
 
-def on_a_curve(point: Point, curve: str = "z") -> Point:
-    return point.but(extra={"curve": curve})
-
-
-def sonata(config, classes=20):
-    with torch.device("meta"):
-        return adapt(Segmentation(PTv3(PTv3Config()), classes), config)
-
-
-def adapter_count(model) -> int:
-    return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and ".modules_to_save." not in n)
-
-
 @pytest.mark.parametrize("name", ["pointtpa_static_public", "pointtpa_dynamic_public"])
 def test_parity_with_the_released_module(name):
     for tensor, error, tolerance in check(FIXTURES / f"{name}.safetensors"):
@@ -53,14 +35,12 @@ def test_parity_with_the_released_module(name):
 
 def test_counts_on_sonata_base():  # 2
     model = sonata(PointTPAConfig())
-    assert adapter_count(model) == 1_152_904
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert sum(p.numel() for p in trained) == 1_177_564
-    assert len(trained) == 19 * 6 + 5 * 9 + 2
-    assert sum(p.numel() for p in sonata(PointTPAConfig(), 13).parameters() if p.requires_grad) == 1_168_933
-    assert adapter_count(sonata(PointTPAConfig(dynamic="none"))) == 938_448
-    assert adapter_count(sonata(PointTPAConfig(experts=[2]))) == 1_134_130
-    assert adapter_count(sonata(PointTPAConfig(gate="uniform"))) == 1_152_904 - 116_600
+    assert trained(model, "pointtpa_") == 1_152_904 and trained(model) == 1_177_564
+    assert sum(p.requires_grad for p in model.parameters()) == 19 * 6 + 5 * 9 + 2
+    assert trained(sonata(PointTPAConfig(), 13)) == 1_168_933
+    assert trained(sonata(PointTPAConfig(dynamic="none")), "pointtpa_") == 938_448
+    assert trained(sonata(PointTPAConfig(experts=[2])), "pointtpa_") == 1_134_130
+    assert trained(sonata(PointTPAConfig(gate="uniform")), "pointtpa_") == 1_152_904 - 116_600
 
 
 def test_counts_of_the_modules():
@@ -172,6 +152,11 @@ def test_equal_experts_make_a_static_module():  # 4
     single = dynamic(experts=1)
     patches = single.grouping(point, "z")
     assert torch.equal(single.down.coefficients(feat, patches), torch.ones(5, 1))
+
+
+def test_alpha_scales_what_is_added():
+    point = on_a_curve(cloud(40, 1, 6))
+    torch.testing.assert_close(dynamic(alpha=0.5)(zero, point).feat, 0.5 * dynamic()(zero, point).feat)
 
 
 def test_gate_rows():  # 4, 5

@@ -66,5 +66,5 @@ def test_refusals():
     with pytest.raises(UserError, match="method 'st-adapter' cannot work on PTv3: it needs a tokenizer"):
         adapt(Segmentation(PTv3(PTv3Config(stride=(2,), **sizes)), 3), STAdapterConfig())
     for options in ({"kernel": 2}, {"rank": 0}, {"follow": "grid"}):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=next(iter(options))):
             STAdapterConfig(**options)

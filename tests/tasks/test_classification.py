@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +108,15 @@ def test_smoothing_and_auxiliary_losses():
         model(point)
     assert model.auxiliary is None
     handle.remove()
+
+
+@pytest.mark.parametrize(("smoothing", "least"), [(0.2, 0.587), (0.2 * 4 / 3, 0.720)])
+def test_smoothing_is_spread_over_all_classes_and_the_published_form_is_its_conversion(smoothing, least):
+    """The least loss there is, for 4 classes: 0.720 where 0.2 goes to the other three, as published."""
+    model, label = Classification(backbone(), 4, smoothing=smoothing), torch.tensor([0, 3])
+    target = F.one_hot(label, 4) * (1 - smoothing) + smoothing / 4
+    assert float(model.loss(target.log(), label)) == pytest.approx(least, abs=1e-3)
+    assert float(model.loss(torch.full((2, 4), 7.0), label)) == pytest.approx(math.log(4))
 
 
 def test_other_parts_to_read_make_a_new_head():
