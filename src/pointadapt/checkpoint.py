@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pointadapt.errors import UserError
-from pointadapt.files import write_bytes, write_text
+from pointadapt.files import read_text, write_bytes, write_text
 from pointadapt.run import Run, read_settings
 
 ALIGNED = ("align.json", "align.safetensors")  # Stage 1 of PointATA, done (domains/alignment.py)
@@ -176,7 +176,7 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self.file = out / "metrics.jsonl"
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        lines = read_text(self.file).splitlines() if self.file.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         write_text(self.file, "".join(f"{line}\n" for line in kept))
         self.board = SummaryWriter(out / "tensorboard", purge_step=step + 1)

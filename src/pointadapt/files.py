@@ -58,4 +58,4 @@ def read_json(file: Path | str) -> Any:
     try:
         return json.loads(read_text(file))
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}: no valid JSON, so damaged ({error}); write it again") from error
+        raise UserError(f"{file}: no valid JSON, so damaged ({error}); write or download it again") from error

@@ -306,5 +306,5 @@ def test_foundation_names_and_folders(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="bert takes no decoder"):
         load_backbone("bert", decoder=True)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="no readable JSON"):
+    with pytest.raises(UserError, match="no valid JSON"):
         load_backbone(tmp_path)

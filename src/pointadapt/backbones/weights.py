@@ -32,7 +32,7 @@ from pointadapt.backbones.ptv3 import PTv3, PTv3Config
 from pointadapt.backbones.ptv3_weights import backbone_entries, config_from_official, rename_official, with_tuples
 from pointadapt.backbones.sparse_unet import SparseUNet, SparseUNetConfig
 from pointadapt.errors import UserError
-from pointadapt.files import write_bytes
+from pointadapt.files import read_json, write_bytes
 
 Config = PTv3Config | PointViTConfig | SparseUNetConfig
 Compat = Literal["clean", "official"]
@@ -169,10 +169,7 @@ def is_foundation(name: str) -> bool:
     if name in FOUNDATIONS or name.startswith("hf:"):
         return True
     sidecar = Path(name) / "config.json"
-    try:
-        content = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{sidecar} is no readable JSON ({error}): download it again") from error
+    content = read_json(sidecar) if sidecar.is_file() else {}
     return "model_type" in content and "enc_depths" not in content  # PTv3's kwargs may name a model_type, too
 
 
@@ -330,7 +327,7 @@ def read_checkpoint(
         tensors = {k: v for k, v in state_dict_of(content).items() if isinstance(v, Tensor)}
     sidecar = path.with_name("config.json")
     if stored is None and sidecar.is_file():
-        stored = json.loads(sidecar.read_text())
+        stored = read_json(sidecar)
     if isinstance(known, PointViTConfig) or is_object_checkpoint(tensors):
         if isinstance(known, PTv3Config | SparseUNetConfig):
             raise UserError(f"{path} holds a network over groups of points, not of points: name another with config=")

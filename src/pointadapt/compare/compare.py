@@ -24,7 +24,7 @@ from pointadapt.compare.tables import Row, as_csv, as_latex, as_markdown, paired
 from pointadapt.data.labels import ALL
 from pointadapt.domains.domain import Domain, open_domain
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_json, write_text
 from pointadapt.run import Run
 
 
@@ -203,7 +203,7 @@ def costs_of(grid: Grid) -> dict[str, Cost]:
 
 def stored_costs(file: Path, grid: Grid) -> dict[str, Cost] | None:
     """None where an arm is missing, or was measured by a version that measured otherwise."""
-    stored = json.loads(file.read_text()) if file.is_file() else {}
+    stored = read_json(file) if file.is_file() else {}
     known = {f.name for f in fields(Cost)}
     if any(stored.get(arm.name, {}).keys() != known for arm in grid.arms):
         return None

@@ -27,7 +27,7 @@ from pointadapt.compare.claim import claimed
 from pointadapt.compare.record import file_hashes, join
 from pointadapt.data.labels import ALL, parse_labels
 from pointadapt.errors import Diverged, UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_json, write_text
 from pointadapt.run import Run
 
 TRIAL_SEED = 0
@@ -98,7 +98,7 @@ class Grid:
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What a finished cell found."""
         file = self.file(cell)
-        return json.loads(file.read_text()) if file.is_file() else None
+        return read_json(file) if file.is_file() else None
 
     def factor(self, cell: Cell) -> float | None:
         """The learning rate's factor for a cell; None while its trials are not all finished."""

@@ -22,7 +22,7 @@ from pointadapt.backbones.weights import ASSETS, BACKBONES
 from pointadapt.compare.arms import slug
 from pointadapt.data.scans import SPLITS
 from pointadapt.errors import UserError
-from pointadapt.files import write_text
+from pointadapt.files import read_json, write_text
 from pointadapt.run import made
 
 #: Part of grid.json -> what it is called where it differs, and what mends that beside another folder.
@@ -40,7 +40,7 @@ def join(out: Path, asked: dict[str, Any]) -> None:
     Raises UserError for what the folder's results do not belong to.
     """
     file = out / "grid.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before = read_json(file) if file.is_file() else {}
     now = json.loads(json.dumps(asked))  # as the file gives it back
     for part, (what, cure) in PARTS.items():
         if found := changes(before.get(part, {}), now[part]):
