@@ -34,7 +34,7 @@ CONTROLS = (
     "PointTPA, random gate = pointtpa[gate=random]",
     "PointTPA, random groups = pointtpa[grouping=random]",
 )
-#: Runs of small crops, as long as both grids take eight to nine hours of one core.
+#: Runs of small crops, as long as both grids take about eleven hours of one core.
 RECIPE: dict[str, Any] = {
     "backbone": "nano", "steps": 200, "batch_size": 2, "points": 6144, "lr": 5e-3, "backbone_lr": 2e-3,
     "precision": "bf16",
