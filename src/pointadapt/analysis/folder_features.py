@@ -36,7 +36,7 @@ from pointadapt.data.object_transforms import object_eval
 from pointadapt.data.objects import collate_objects, prepare, thin
 from pointadapt.data.open import open_dataset
 from pointadapt.data.presets import eval_transform
-from pointadapt.data.scans import DataSet
+from pointadapt.data.scans import MODEL_VOXEL, DataSet
 from pointadapt.data.synthetic_shapes import SHAPE_CLASSES, shapes
 from pointadapt.data.video_set import VideoSet
 from pointadapt.data.videos import VideoItems, collate_videos
@@ -49,8 +49,6 @@ from pointadapt.point import Point
 PROCEDURAL = "procedural"
 #: Most scans that are read, and voxels of a scan that are computed at once.
 SCANS, TILE = 16, 60_000
-#: Edge of a voxel for shapes of radius 1, where the backbone works on single points.
-GRID = 0.02
 #: Shapes and clips that are computed at once.
 SHAPES, CLIPS = 8, 4
 
@@ -135,8 +133,8 @@ def dense_means(backbone: Backbone, point: Point) -> Tensor:
 
 
 def dense_points(backbone: Backbone, point: Point) -> Tensor:
-    """[N, C] of clouds in the unit sphere; colours and normals are zero."""
-    return backbone.dense(point.but(feat=F.pad(point.coord, (0, backbone.in_channels - 3)), grid_size=GRID))
+    """[N, C] of clouds in the unit sphere, its radius taken for a metre; colours and normals are zero."""
+    return backbone.dense(point.but(feat=F.pad(point.coord, (0, backbone.in_channels - 3)), grid_size=MODEL_VOXEL))
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pointadapt.files import read_json
+
 #: Seconds between signs of life of a claim, and after how many it is void.
 BEAT, CLAIM = 20, 180
 
@@ -83,7 +85,7 @@ def is_dead(file: Path) -> bool:
     import psutil
 
     try:
-        owner = json.loads(file.read_text())
+        owner = read_json(file)
     except (ValueError, OSError):
         return False
     return owner["host"] == socket.gethostname() and not psutil.pid_exists(owner["pid"])

@@ -25,6 +25,7 @@ from pointadapt.data.object_files import SHAPES, SURFACE_POINTS, is_shape, read_
 from pointadapt.data.object_set import ObjectSet
 from pointadapt.data.object_transforms import OBJECT_TRANSFORMS, object_eval
 from pointadapt.data.objects import ObjectItems, collate_objects, corrupted, thin
+from pointadapt.data.scans import MODEL_VOXEL
 from pointadapt.data.transforms import Sample, Transform
 from pointadapt.domains.domain import TO_VIEW, Asked, Domain, Found, Show, autocast, process
 from pointadapt.domains.files import as_folder, check_target
@@ -34,8 +35,6 @@ from pointadapt.metrics import classification_scores, confusion_matrix, sum_over
 from pointadapt.run import Run
 from pointadapt.tasks.classification import Classification
 
-#: Edge of a voxel for backbones over single points, in units of shapes that have radius 1.
-GRID = 0.02
 #: The random stream of voting; a view is the same for every shape and every run.
 VIEWS = 10_000
 TABLE = "predictions.csv"
@@ -100,11 +99,11 @@ class Objects(Domain):
         return self.pack(samples)
 
     def pack(self, samples: list[Sample]) -> dict[str, Any]:
-        """A batch, its Point as the backbone wants it."""
+        """A batch, its Point as the backbone wants it: one over single points takes a shape's radius for a metre."""
         batch = collate_objects(samples)
         if self.channels != 3:
             point = batch["point"]
-            batch["point"] = point.but(feat=F.pad(point.feat, (0, self.channels - 3)), grid_size=GRID)
+            batch["point"] = point.but(feat=F.pad(point.feat, (0, self.channels - 3)), grid_size=MODEL_VOXEL)
         return batch
 
     # ------------------------------------------------------------------ one forward pass, or the mean of several
