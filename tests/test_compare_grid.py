@@ -222,6 +222,9 @@ def test_the_notes_tell_rates_at_the_end_of_those_tried_and_runs_on_several_devi
     work(grid, do, told=lambda text: None)
     notes = " ".join(module.notes_on(grid, tiny_run(tmp_path), rows_of(grid, {})))
     assert "2 of 4 took the lowest or highest tried" in notes and "made on another, cpu" in notes
+    assert "favour high rates" in notes
+    grid.trial_share = 1.0
+    assert "favour high rates" not in " ".join(module.notes_on(grid, tiny_run(tmp_path), rows_of(grid, {})))
 
 
 def test_costs_are_measured_by_one_process(tmp_path, monkeypatch):

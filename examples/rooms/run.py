@@ -2,8 +2,9 @@
 
     python examples/rooms/run.py --out runs/rooms --threads 1        # again, in a second terminal, to share the work
 
-Writes the rooms, then two grids: OUT/methods and OUT/controls, each with compare.html, .csv, .tex and .md. May be
-stopped and started again; finished runs are kept.
+Writes the rooms, then two grids, each with compare.html, .csv, .tex and .md: OUT/methods, all methods, whose learning
+rates are chosen by runs of a quarter of the length; and OUT/controls, the variants beside the leading methods at 10 %,
+whose rates are chosen by runs of full length. May be stopped and started again; finished runs are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from pointadapt.data.synthetic import write_rooms
 TRAIN, VAL, TEST, SEED = 100, 8, 16, 2000
 METHODS = ("random:linear", "all", "random:full")
 CONTROLS = (
+    "linear",
+    "bitfit",
+    "lora",
+    "adapter",
+    "adaptformer",
+    "dapt",
+    "pointgst",
     "gem",
     "GEM, share none = gem[share=none,up_bias=false]",
     "GEM, share qk = gem[share=qk]",
@@ -63,6 +71,9 @@ if __name__ == "__main__":
     asked.out.mkdir(parents=True, exist_ok=True)
     data = rooms(asked.out / "rooms")
     shared = {**RECIPE, "steps": asked.steps, "eval_every": asked.steps, "threads": asked.threads}
-    for name, methods, labels in (("methods", METHODS, ("1%", "10%", "100%")), ("controls", CONTROLS, ("10%",))):
-        report_only, out = asked.report_only, asked.out / name
-        compare(data, out, methods, 3, labels, factors=(0.3, 1.0, 3.0), report_only=report_only, **shared)
+    grids = (("methods", METHODS, ("1%", "10%", "100%"), 0.25), ("controls", CONTROLS, ("10%",), 1.0))
+    for name, methods, labels, share in grids:
+        compare(
+            data, asked.out / name, methods, 3, labels, factors=(0.3, 1.0, 3.0), trial_share=share,
+            report_only=asked.report_only, **shared,
+        )  # fmt: skip

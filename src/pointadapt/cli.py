@@ -212,7 +212,7 @@ class Compare:
     seeds: int = option(3, "Runs of each method and share of labels.")
     labels: str = option("100%", "Comma-separated shares of the training items (10%) or labels per scan (200pts).")
     factors: str = option("0.3,1,3", "Learning rates to try on validation data, as factors on the recipe's.")
-    trial_share: float = option(0.25, "Steps of such a trial, as a share of a run's.")
+    trial_share: float = option(0.25, "Steps of such a trial, as a share of a run's; short ones favour high rates.")
     steps: int | None = option(None, "Optimiser steps of a run. Default: the kind of data's own.")
     batch_size: int | None = option(None, "Crops or shapes per step. Default: the kind of data's own.")
     points: int | None = option(None, "Most voxels of a crop, or points of a shape. Default: the kind of data's own.")

@@ -155,6 +155,8 @@ def notes_on(grid: Grid, run: Run, rows: list[Row]) -> list[str]:
             f"{run.backbone_lr:g}) times the factor given, the best of {', '.join(f'{f:g}' for f in grid.factors)} on "
             f"{on} after {grid.trial_share:g} of the steps with seed 0, for each method and share of labels."
         )
+        if grid.trial_share < 1:
+            chosen += " Runs shorter than the final ones favour high rates."
         ends = sum(row.factor in (min(grid.factors), max(grid.factors)) for row in rows)
         if ends:
             chosen += f" {ends} of {len(rows)} took the lowest or highest tried: better ones may lie beyond."
