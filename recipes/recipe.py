@@ -10,6 +10,7 @@ A figure of ours goes into a row's ``here`` when somebody has run it in full; un
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,13 +63,14 @@ class Recipe:
         settings = {"data": data, "out": out, "cache": cache, **self.common, **self.rows[name].settings, **changes}
         return pa.Run(**settings)
 
-    def told(self, name: str, result: dict[str, Any]) -> str:
+    def told(self, name: str, result: dict[str, Any] | None = None) -> str:
         """The paper's figures, ours as published in this repository, and those of this run, in percent."""
         lines = [f"{self.title}, {name} ({self.source})"]
         here = self.rows[name].here
         for key, value in self.rows[name].paper.items():
             before = f"{here[key]:.1f}" if here else NOT_YET
-            lines.append(f"  {key:7} paper {value:.1f}   repository: {before}   this run {100 * result[key]:.1f}")
+            now = f"   this run {100 * result[key]:.1f}" if result else ""
+            lines.append(f"  {key:7} paper {value:.1f}   repository: {before}{now}")
         return "\n".join(lines)
 
 
@@ -79,6 +81,7 @@ def arguments(recipe: Recipe, text: str | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labels", help="take the place of the row's: 10%%, 200pts, or a file with an official list")
     parser.add_argument("--grad-accum", type=int, default=1, help="parts of a batch computed in turn, for less memory")
+    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], help="take the place of the recipe's")
     parser.add_argument("--out", type=Path, help="run folder")
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()
@@ -93,20 +96,27 @@ def score(run: pa.Run, resume: bool) -> dict[str, Any]:
 
 @contextmanager
 def in_one_sentence() -> Iterator[None]:
-    """What the user can mend ends the program with a sentence, not with a traceback."""
+    """What the user can mend ends the program with a sentence and exit code 2, not with a traceback."""
     try:
         yield
     except pa.UserError as error:
-        raise SystemExit(str(error)) from None
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def begin(recipe: Recipe, text: str | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """(what the command line gave, the Run fields it changes); prints the row, and what the paper leaves open."""
+    given = arguments(recipe, text)
+    changes = {name: getattr(given, name) for name in ("seed", "grad_accum", "out", "labels", "precision")}
+    print(recipe.told(given.method))
+    for sentence in recipe.guessed:
+        print(f"note: {sentence}")
+    return given, {name: value for name, value in changes.items() if value is not None}
 
 
 def main(recipe: Recipe, text: str | None) -> None:
     """The command line of a recipe."""
-    given = arguments(recipe, text)
-    changes = {name: getattr(given, name) for name in ("seed", "grad_accum", "out", "labels")}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    for sentence in recipe.guessed:
-        print(f"note: {sentence}")
+    given, changes = begin(recipe, text)
     with in_one_sentence():
         run = recipe.run(given.method, given.data, **changes)
         print(recipe.told(given.method, score(run, given.resume)))

@@ -7,7 +7,7 @@ python recipes/s3dis_6fold_gem.py data/s3dis --method gem --resume
 from pathlib import Path
 
 from gem_paper import FROM_SCANNET, GUESSED, METHODS, SETTINGS
-from recipe import Recipe, arguments, in_one_sentence, row, score
+from recipe import Recipe, begin, in_one_sentence, row, score
 
 import pointadapt as pa
 
@@ -37,9 +37,9 @@ def runs(name: str, data: Path | str, **changes) -> list[pa.Run]:
 
 
 if __name__ == "__main__":
-    given = arguments(RECIPE, __doc__)
+    given, changes = begin(RECIPE, __doc__)
     with in_one_sentence():
-        made = runs(given.method, given.data, out=given.out, seed=given.seed, grad_accum=given.grad_accum)
+        made = runs(given.method, given.data, **changes)
         for run in made:
             score(run, given.resume)
         print(RECIPE.told(given.method, pa.pool([run.folder for run in made])))

@@ -110,6 +110,20 @@ def test_a_diverged_trial_is_the_worst_and_the_grid_goes_on(tmp_path):
     assert any(note in line for line in module.notes_on(grid, tiny_run(tmp_path), []))
 
 
+def test_a_file_that_is_no_result_is_named(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+    cell = grid.cells()[0]
+    for content, told in (("{", "no valid JSON"), ("[]", "no result of a run"), ("{}", "no result of a run")):
+        grid.file(cell).write_text(content)
+        with pytest.raises(UserError, match=f"{cell.key}.json: .*{told}.*delete it and start the same command again"):
+            grid.result(cell)
+    (grid.out / "grid.json").write_text("[]")
+    with pytest.raises(UserError, match="grid.json: it does not describe a comparison; put back"):
+        grid.open()
+
+
 def test_any_other_error_ends_the_grid(tmp_path):
     write_scans(tmp_path / "scans")
     grid = grid_of(tmp_path)

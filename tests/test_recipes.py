@@ -150,4 +150,14 @@ def test_what_the_user_can_mend_is_one_sentence(tmp_path):
         command = [sys.executable, str(FOLDER / f"{name}.py"), str(tmp_path / "nowhere")]
         source = {"PYTHONPATH": str(FOLDER.parent / "src")}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **source})
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr, done.stderr
+        assert "not yet reproduced here" in done.stdout and "note: " in done.stdout
+
+
+def test_the_command_line_of_six_folds(tmp_path, monkeypatch):
+    """--labels and --precision reach its runs, as those of any recipe."""
+    module, recipe = importlib.import_module("s3dis_6fold_gem"), importlib.import_module("recipe")
+    monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path), "--labels", "10%", "--precision", "no", "--seed", "2"])
+    given, changes = recipe.begin(module.RECIPE, module.__doc__)
+    runs = module.runs(given.method, given.data, **changes)
+    assert {(run.labels, run.precision, run.seed) for run in runs} == {("10%", "no", 2)} and len(runs) == 6

@@ -210,7 +210,7 @@ class Compare:
     architecture: str | None = option(None, "Backbone name whose architecture a bare checkpoint file has.")
     methods: str = option("all", "Comma-separated: names, name[option=value,...], random:name, or all.")
     seeds: int = option(3, "Runs of each method and share of labels.")
-    labels: str = option("100%", "Comma-separated shares of the training items (10%) or labels per scan (200pts).")
+    labels: str = option("100%", "Comma-separated: shares of the items (10%), labels per scan (200pts), list files.")
     factors: str = option("0.3,1,3", "Learning rates to try on validation data, as factors on the recipe's.")
     trial_share: float = option(0.25, "Steps of such a trial, as a share of a run's; short ones favour high rates.")
     steps: int | None = option(None, "Optimiser steps of a run. Default: the kind of data's own.")

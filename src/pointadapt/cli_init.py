@@ -139,9 +139,12 @@ def look(folder: Path, backbone: str) -> bool:
 
 
 def note_left_out(folder: Path) -> None:
-    """Say on stderr what in a folder is taken for a prediction."""
+    """Say on stderr what in a folder is taken for a prediction, and of which benchmark it is a part."""
+    from pointadapt.data.benchmarks import part_of
     from pointadapt.data.io import left_out
 
+    if folder.is_dir() and (title := part_of(folder)):
+        print(f"note: {folder} is a part of {title}: give {folder.resolve().parent}", file=sys.stderr)
     if sentence := left_out(folder):
         print(f"note: {sentence}", file=sys.stderr)
 

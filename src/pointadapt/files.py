@@ -53,9 +53,9 @@ def read_text(file: Path | str) -> str:
         raise UserError(f"{file}: no text in UTF-8 ({error.reason}, byte {error.start}); save it in UTF-8") from error
 
 
-def read_json(file: Path | str) -> Any:
-    """What a JSON file holds. Raises UserError when it is damaged."""
+def read_json(file: Path | str, cure: str = "write or download it again") -> Any:
+    """What a JSON file holds. Raises UserError when it is damaged, with what to do about it."""
     try:
         return json.loads(read_text(file))
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}: no valid JSON, so damaged ({error}); write or download it again") from error
+        raise UserError(f"{file}: no valid JSON, so damaged ({error}); {cure}") from error

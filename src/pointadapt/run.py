@@ -78,7 +78,7 @@ class Run:
     drop_path: bool = option(False, "Keep stochastic depth on in the frozen backbone while training.")
     transform: str = option("auto", "Training transforms, or auto = those in dataset.yaml; run.json names them.")
     mix3d: float = option(0.0, "Probability of merging the crops of a batch in pairs (Mix3D); scenes only.")
-    labels: str = option("100%", "Train on a share of the items (10%), or of the labels of each scan (200pts).")
+    labels: str = option("100%", "Train on a share of the items (10%), labels of each scan (200pts), or a list file.")
     seed: int = option(0, "Seed of weights, data order, transforms and dropout.")
     precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "Mixed precision. auto = bf16 on a GPU, else no.")
     checkpointing: bool = option(False, "Compute blocks again in the backward pass: less memory, same numbers.")

@@ -147,8 +147,8 @@ def train(run: Run, resume: bool = False, overwrite: bool = False, validate: boo
     if run.threads:
         torch.set_num_threads(run.threads)
     check_folder(run, resume, overwrite)
-    accelerator = make_accelerator(run)
     domain = open_domain(run)
+    accelerator = make_accelerator(run)
     run, out = domain.run, run.folder
     if resume:
         check_resumable(run, domain.settled(Run.load(out)), domain.dataset)
@@ -265,7 +265,7 @@ def make_accelerator(run: Run) -> Accelerator:
     on_gpu = torch.cuda.is_available()
     precision = ("bf16" if on_gpu else "no") if run.precision == "auto" else run.precision
     if precision == "fp16" and not on_gpu:
-        raise UserError("precision fp16 needs a GPU: use bf16 or no")
+        raise UserError("precision fp16 needs a GPU, and there is none: choose bf16 or no with --precision")
     AcceleratorState._reset_state()  # one process may train several runs, of different precision
     GradientState._reset_state()
     accelerator = Accelerator(

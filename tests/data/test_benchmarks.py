@@ -8,7 +8,7 @@ import yaml
 
 from pointadapt import cli
 from pointadapt.data.benchmark_init import init_benchmark
-from pointadapt.data.benchmarks import BENCHMARKS, CHUNKS, facts, find_benchmark
+from pointadapt.data.benchmarks import BENCHMARKS, CHUNKS, facts, find_benchmark, part_of
 from pointadapt.data.io import read_scan, write_labels
 from pointadapt.data.loader import ScanDataset
 from pointadapt.data.presets import TRAIN_TRANSFORMS, eval_transform
@@ -192,6 +192,30 @@ def test_mistakes_are_one_sentence(tmp_path, name, spoil, given, message):
     with pytest.raises(UserError, match=message) as caught:
         find_benchmark(folder / given, name)
     assert "\n" not in str(caught.value)
+
+
+def test_scans_without_labels_and_with_those_of_others(tmp_path):
+    folder = write_scannet(tmp_path / "data")
+    scan = next((folder / "train").iterdir())
+    assert part_of(folder / "train") == "ScanNet v2" and part_of(folder) is None
+    np.save(scan / "segment20.npy", np.zeros(3, np.int16))
+    with pytest.raises(UserError, match="segment20.npy: 3 rows for the .* points of coord.npy; export or prepare it"):
+        read_scan(scan, "segment20")
+    for file in (folder / "train").glob("*/segment*.npy"):
+        file.unlink()
+    for layout in (None, "scannet"):
+        with pytest.raises(UserError, match="segment20.npy: no such file, nor labels in scans beside it"):
+            find_benchmark(folder, layout)
+
+
+def test_a_frame_of_semantickitti_without_its_labels(tmp_path):
+    folder = write_semantickitti(tmp_path / "data")
+    (file,) = init_benchmark(folder, find_benchmark(folder))
+    path = DataSet.open(file).paths("train")[0]
+    label = path.parent.parent / "labels" / f"{path.stem}.label"
+    label.unlink()
+    with pytest.raises(UserError, match=f"{label}: no such file; unpack the labels"):
+        DataSet.open(file).read(path)
 
 
 def test_unknown_names_and_raw_downloads(tmp_path):

@@ -105,6 +105,9 @@ def test_what_scannet_lacks(tmp_path):
     prepare_scenes.label_table.cache_clear()
     with pytest.raises(UserError, match="it must have the columns id, raw_category and nyu40id"):
         prepare("scannet", raw, tmp_path / "other")
+    table.write_bytes(b"id\traw_category\tnyu40id\n1\tcaf\xe9\t1\n")
+    with pytest.raises(UserError, match="it must have the columns"):
+        prepare("scannet", raw, tmp_path / "other")
     prepare_scenes.label_table.cache_clear()
 
 
@@ -133,11 +136,14 @@ def test_s3dis(tmp_path):
     (file,) = init_benchmark(out, find_benchmark(out))
     sample = DataSet.open(file).read(out / "Area_5/office_1")
     assert sample["segment"].tolist() == scan["segment"].tolist() and sample["normal"].any()
-    with pytest.raises(UserError, match=f"no rooms of S3DIS here; give {raw}"):
-        prepare("s3dis", tmp_path, tmp_path / "other")
+    for wrong in (tmp_path, raw / "Area_1"):
+        with pytest.raises(UserError, match=f"no rooms of S3DIS here; give {raw}"):
+            prepare("s3dis", wrong, tmp_path / "other")
+    with pytest.raises(UserError, match="chair_2.txt is a file: name a folder"):
+        prepare("s3dis", raw, raw / "Area_1/office_1/Annotations/chair_2.txt")
     (raw / "Area_1/office_1/Annotations/chair_2.txt").write_text("1 2 3 4 5\n")
     failed = prepare("s3dis", raw, tmp_path / "again").failed
-    assert len(failed) == 1 and "5 numbers are no lines of x y z r g b" in failed[0]
+    assert len(failed) == 1 and "5 numbers are no lines of six, x y z r g b" in failed[0]
 
 
 def write_nuscenes(folder, version="v1.0-trainval"):
@@ -191,10 +197,17 @@ def test_nuscenes(tmp_path, version, apart):
 
 def test_what_nuscenes_lacks(tmp_path):
     raw = write_nuscenes(tmp_path / "raw")
+    frame = (raw / "samples/LIDAR_TOP/t0.pcd.bin").read_bytes()
     (raw / "samples/LIDAR_TOP/t0.pcd.bin").unlink()
-    assert prepare("nuscenes", raw, tmp_path / "out").notes[1] == "1 frames or labels are not here"
+    assert "1 frames or labels are not here, and a split without" in prepare("nuscenes", raw, tmp_path / "out").notes[1]
+    (raw / "samples/LIDAR_TOP/t0.pcd.bin").write_bytes(frame)
+    done = prepare("nuscenes", raw, tmp_path / "out")  # what was unpacked later is listed then
+    assert (done.written, done.skipped, done.notes) == (1, 1, ("train 1, val 1 frames",))
     with pytest.raises(UserError, match="give the folder with samples/"):
         prepare("nuscenes", raw / "samples", tmp_path / "out")
+    (raw / "v1.0-trainval/sample.json").write_text("[]")
+    with pytest.raises(UserError, match="its tables are damaged, 'sample-.0' is missing; unpack"):
+        prepare("nuscenes", raw, tmp_path / "out")
     rows = [{"token": "c", "name": "vehicle.truck", "index": 17}]
     (raw / "v1.0-trainval/category.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match="raw id 17 is vehicle.truck, expected vehicle.car"):

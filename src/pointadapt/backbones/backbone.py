@@ -33,7 +33,7 @@ class Backbone(nn.Module):
     config          the dataclass that decides its architecture
     in_channels     channels of ``Point.feat`` it wants
     out_channels    channels of ``forward(point).feat``
-    dense_channels  channels of ``dense(point)``, one row per input point: what a segmentation head reads
+    dense_channels  channels of ``dense(point)``, one row per input point: what a segmentation head reads; 0: no such
     kind            "points": features of single points flow through blocks of attention along curves (Point);
                     "voxels": through sparse convolutions alone (Point); "tokens": of groups of points (Tokens)
     reads           what a classification head reads of ``forward(point)`` (tasks/classification.readout)
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
     config: Any
     in_channels: int
     out_channels: int
-    dense_channels: int
+    dense_channels: int = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,9 +69,16 @@ class Backbone(nn.Module):
 
     def dense(self, point: Point) -> Tensor:
         """[N, dense_channels]: features of the input points, one by one. Raises UserError where there are none."""
+        self.need_dense()
+        raise NotImplementedError
+
+    def need_dense(self) -> None:
+        """Raises UserError where there are no features of single points."""
+        if self.dense_channels:
+            return
         raise UserError(
-            f"{self.name_or_path} gives features of groups of points, not of points: use it for objects "
-            "(pa.Classification, pa.PartSegmentation)"
+            f"backbone {self.name_or_path!r} gives features of groups of points, not of points: use it for objects "
+            "(pa.Classification, pa.PartSegmentation), and nano, sonata, concerto or utonia for scenes"
         )
 
     def levels(self, point: Point) -> Levels:

@@ -196,6 +196,7 @@ def costs_of(grid: Grid) -> dict[str, Cost]:
     while (costs := stored_costs(file, grid)) is None:
         with claimed(file.with_suffix(".claim")) as mine:
             if mine and stored_costs(file, grid) is None:
+                print(f"measuring what {len(grid.arms)} methods cost, side by side", flush=True)
                 found = measure([(arm, grid.run_of(Cell(arm, grid.labels[-1], 0), 1.0)) for arm in grid.arms])
                 write_text(file, json.dumps({name: asdict(cost) for name, cost in found.items()}, indent=1) + "\n")
         if not mine:
@@ -205,8 +206,8 @@ def costs_of(grid: Grid) -> dict[str, Cost]:
 
 def stored_costs(file: Path, grid: Grid) -> dict[str, Cost] | None:
     """None where an arm is missing, or was measured by a version that measured otherwise."""
-    stored = read_json(file) if file.is_file() else {}
+    stored = read_json(file, "delete it: costs are then measured anew") if file.is_file() else {}
     known = {f.name for f in fields(Cost)}
-    if any(stored.get(arm.name, {}).keys() != known for arm in grid.arms):
+    if not isinstance(stored, dict) or any(stored.get(arm.name, {}).keys() != known for arm in grid.arms):
         return None
     return {arm.name: Cost(**stored[arm.name]) for arm in grid.arms}

@@ -96,9 +96,15 @@ class Grid:
         return self.out / "cells" / f"{cell.key}.json"
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """What a finished cell found."""
+        """What a finished cell found. Raises UserError for a file that holds something else."""
         file = self.file(cell)
-        return read_json(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        cure = "delete it and start the same command again, which makes this run anew"
+        found = read_json(file, cure)
+        if not isinstance(found, dict) or "score" not in found:
+            raise UserError(f"{file}: it holds no result of a run; {cure}")
+        return found
 
     def factor(self, cell: Cell) -> float | None:
         """The learning rate's factor for a cell; None while its trials are not all finished."""

@@ -40,7 +40,10 @@ def join(out: Path, asked: dict[str, Any]) -> None:
     Raises UserError for what the folder's results do not belong to.
     """
     file = out / "grid.json"
-    before = read_json(file) if file.is_file() else {}
+    cure = "put back the file that was there, or give --out another folder"
+    before = read_json(file, cure) if file.is_file() else {}
+    if not isinstance(before, dict):
+        raise UserError(f"{file}: it does not describe a comparison; {cure}")
     now = json.loads(json.dumps(asked))  # as the file gives it back
     for part, (what, cure) in PARTS.items():
         if found := changes(before.get(part, {}), now[part]):

@@ -73,7 +73,10 @@ def differences(rows: list[Row], key: str) -> dict[tuple[str, str], Difference]:
 
 
 #: Said under tables whose numbers are partly bold.
-BOLD = "Bold: all that are not clearly worse than the best mean (95 % interval of the paired difference over seeds)."
+BOLD = (
+    "Bold: all that are not clearly worse than the best mean (95 % interval of the paired difference over seeds), so "
+    "of two means the lower one may be bold whose runs scatter more."
+)
 
 
 def leaders(rows: list[Row], key: str) -> set[str]:

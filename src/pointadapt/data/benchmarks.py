@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pointadapt.data.io import is_scan
+from pointadapt.data.scan import LABELS, canonical
 from pointadapt.data.scans import MODEL_VOXEL, DataSet
 from pointadapt.data.split_lists import APART
 from pointadapt.data.unpickle import read_pickle
@@ -72,6 +73,14 @@ def first_scan(folder: Path, pattern: str, label: str) -> Path | None:
     return next(found, None)
 
 
+def refuse_unlabelled(folder: Path, pattern: str, label: str) -> None:
+    """Raises UserError where scans ``folder/pattern`` lack labels of any kind."""
+    scans = [place for place in sorted(folder.glob(pattern)) if is_scan(place)]
+    files = (file.stem for place in scans for file in place.glob("*.npy"))
+    if scans and not any(canonical(name) in LABELS for name in files):
+        raise UserError(f"{scans[0] / label}.npy: no such file, nor labels in scans beside it; prepare them again")
+
+
 def need_val(folder: Path, label: str) -> str:
     if not any((folder / "val").glob("*")):
         raise UserError(
@@ -86,6 +95,7 @@ def need_val(folder: Path, label: str) -> str:
 
 def scannet(folder: Path, variant: str | None, name: str = "scannet", label: str = "segment20") -> Benchmark | None:
     if first_scan(folder / "train", "scene????_??", label) is None:
+        refuse_unlabelled(folder / "train", "scene????_??", label)
         return None
     splits: Splits = {"train": ("train",), "val": (need_val(folder, label),)}
     dataset = DataSet(folder, counted(name), splits=splits, label_field=label, normals="file")
@@ -272,6 +282,17 @@ def find_benchmark(folder: Path | str, layout: str | None = None, variant: str |
     if found is None:
         raise UserError(f"{folder}: not laid out as {known.title}: it needs {known.wanted}{elsewhere(folder, known)}")
     return named(layout, found)
+
+
+def part_of(folder: Path) -> str | None:
+    """Title of the benchmark that the folder is one level too deep in, if it is."""
+    for known in BENCHMARKS.values():
+        try:
+            if known.find(folder.resolve().parent, None) is not None:
+                return known.title
+        except UserError:
+            continue
+    return None
 
 
 def named(name: str, found: Benchmark) -> Benchmark:

@@ -87,6 +87,8 @@ def prepare(
         raise UserError(f"nothing is known of raw {kind!r}: use one of {', '.join(PREPARE)}")
     if not Path(source).exists():
         raise UserError(f"there is no folder {source}: check the path")
+    if Path(out).is_file():
+        raise UserError(f"{out} is a file: name a folder to write into")
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
     return PREPARE[kind](Path(source), Path(out), overwrite, workers, show)

@@ -122,9 +122,9 @@ def label_table(file: Path) -> dict[str, tuple[int, int]]:
     """Raw label name -> (index among the 20 classes, among the 200); -1 = none."""
     nyu = {raw: index for index, raw in enumerate(facts("scannet")["nyu40id"])}
     raw200 = {raw: index for index, raw in enumerate(facts("scannet200")["raw_id"])}
-    with open(file, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
     try:
+        with open(file, newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
         return {
             row["raw_category"]: (nyu.get(int(row["nyu40id"] or 0), -1), raw200.get(int(row["id"] or 0), -1))
             for row in rows
@@ -187,7 +187,9 @@ def s3dis(source: Path, out: Path, overwrite: bool, workers: int, show: Show | N
     rooms = [room for area in AREAS for room in sorted((source / area).glob("*")) if (room / "Annotations").is_dir()]
     if not rooms:
         below = sorted(place.parent for place in source.glob("*/Area_1"))
-        cure = f"give {below[0]}" if below else "it needs Area_1/ROOM/Annotations/ and so on"
+        above = source.name in AREAS and any(source.glob("*/Annotations"))
+        place = source.resolve().parent if above else next(iter(below), None)
+        cure = f"give {place}" if place else "it needs Area_1/ROOM/Annotations/ and so on"
         raise UserError(f"{source}: no rooms of S3DIS here; {cure}")
     jobs: list[Job] = [(room, out / room.parent.name / room.name, s3dis_room, ()) for room in rooms]
     done = convert_all(jobs, overwrite, workers, show)
@@ -229,7 +231,7 @@ def text_table(file: Path) -> tuple[np.ndarray, bool]:
     except ValueError as error:
         raise UserError(f"{file}: it holds something else than numbers ({error})") from error
     if len(values) == 0 or len(values) % 6:
-        raise UserError(f"{file}: {len(values)} numbers are no lines of x y z r g b; download it again")
+        raise UserError(f"{file}: {len(values)} numbers are no lines of six, x y z r g b; download it again")
     return values.reshape(-1, 6), clean != raw
 
 
@@ -249,33 +251,42 @@ def nuscenes(source: Path, out: Path, overwrite: bool, workers: int, show: Show 
         raise UserError(f"{source}: no v1.0-trainval/lidarseg.json here; {cure}")
     tables = versions[0]
     targets = {split: out / name for split, name in NUSCENES_LISTS.items()}
-    if not overwrite and all(file.is_file() for file in targets.values()):
-        return Outcome(0, len(targets))
     check_categories(tables / "category.json")
     held_out = facts("nuscenes")["mini_val" if tables.name == "v1.0-mini" else "val"]
     val = {f"scene-{number:04d}" for number in held_out}
-    scene = {row["token"]: row["name"] for row in records(tables / "scene.json")}
-    scene_of = {row["token"]: scene[row["scene_token"]] for row in records(tables / "sample.json")}
-    labels = {row["sample_data_token"]: row["filename"] for row in records(tables / "lidarseg.json")}
     lines: dict[str, list[str]] = {split: [] for split in targets}
     missing = 0
-    for row in records(tables / "sample_data.json"):
-        if row["token"] not in labels:
-            continue
-        frame, label = source / row["filename"], source / labels[row["token"]]
-        if not (frame.is_file() and label.is_file()):
-            missing += 1
-            continue
-        split = "val" if scene_of[row["sample_token"]] in val else "train"
-        lines[split].append(f"{seen_from(out, frame)}{APART}{seen_from(out, label)}")
+    try:
+        scene = {row["token"]: row["name"] for row in records(tables / "scene.json")}
+        scene_of = {row["token"]: scene[row["scene_token"]] for row in records(tables / "sample.json")}
+        labels = {row["sample_data_token"]: row["filename"] for row in records(tables / "lidarseg.json")}
+        for row in records(tables / "sample_data.json"):
+            if row["token"] not in labels:
+                continue
+            frame, label = source / row["filename"], source / labels[row["token"]]
+            split = "val" if scene_of[row["sample_token"]] in val else "train"
+            if frame.is_file() and label.is_file():
+                lines[split].append(f"{seen_from(out, frame)}{APART}{seen_from(out, label)}")
+            else:
+                missing += 1
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{tables}: its tables are damaged, {what}; unpack the metadata again") from error
     if not any(lines.values()):
         raise UserError(f"{source}: none of the {missing} labelled frames is here; unpack samples/ and lidarseg/")
-    for split, file in targets.items():
-        write_text(file, "".join(f"{line}\n" for line in sorted(lines[split])))
+    written = 0
+    for split, file in targets.items():  # made anew each time: more frames may have been unpacked
+        text = "".join(f"{line}\n" for line in sorted(lines[split]))
+        if overwrite or not file.is_file() or file.read_bytes() != text.encode():
+            write_text(file, text)
+            written += 1
     if show is not None:
         show(len(targets), len(targets))
-    found = f"train {len(lines['train'])}, val {len(lines['val'])} frames"
-    return Outcome(len(targets), notes=(found, f"{missing} frames or labels are not here") if missing else (found,))
+    notes = [f"train {len(lines['train'])}, val {len(lines['val'])} frames"]
+    if missing:
+        again = "" if all(lines.values()) else ", and a split without any cannot be used"
+        notes.append(f"{missing} frames or labels are not here{again}: unpack them, then the same command lists them")
+    return Outcome(written, len(targets) - written, tuple(notes))
 
 
 def check_categories(file: Path) -> None:

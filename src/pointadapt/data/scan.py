@@ -113,7 +113,10 @@ def find_label(
     if label_field is not None:
         name = label_field if label_field in fields else spelled.get(canonical(label_field))
         if name is None:
-            raise UserError(f"{path}: no field {label_field!r} to read labels from; it has {', '.join(fields)}")
+            has = ", ".join(fields)
+            raise UserError(
+                f"{path}: no field {label_field!r} to read labels from, it has {has}; add it or set label_field"
+            )
     else:
         name = next((spelled[known] for known in LABELS if known in spelled), None)
     return (None, None) if name is None else (name, as_label(path, name, np.asarray(fields[name])))

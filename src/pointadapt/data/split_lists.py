@@ -46,7 +46,7 @@ def read_list(path: Path, file: Any) -> list[str]:
         raise UserError(f'{path}: it must hold an array of paths, such as ["train/scene0000_00"]')
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise UserError(f"{path}: this list of scans is empty")
+        raise UserError(f"{path}: this list of scans is empty; write a path on each line, or make it again")
     return names
 
 

@@ -39,7 +39,7 @@ class PointTPAConfig(AdapterConfig):
     mid: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     groups: list[int] = field(
         default_factory=lambda: [200, 100, 50, 20, 10],
-        metadata={"help": "Patches per scene (mode num) or points per patch (mode length) of each stage."},
+        metadata={"help": "Patches per scene (mode num) or points per patch (length); a stage each, the last goes on."},
     )
     experts: list[int] = field(
         default_factory=lambda: [4, 4, 2, 2, 2], metadata={"help": "Projections K to mix, of each stage."}

@@ -33,13 +33,15 @@ class Segmentation(nn.Module):
     backbone   any Backbone; its ``dense`` features feed the head
     classes    their number, or their names in index order
     dropout    on the features, before the head
-    Raises UserError for fewer than two classes, and in ``forward`` for features of another width than the backbone's.
+    Raises UserError for a backbone without such features, fewer than two classes, and in ``forward`` for features of
+    another width than the backbone's.
     """
 
     def __init__(self, backbone: Backbone, classes: int | Sequence[str], dropout: float = 0.0) -> None:
         import pointadapt.methods  # noqa: F401  else PeftModel.from_pretrained does not know them in a fresh process
 
         super().__init__()
+        backbone.need_dense()
         self.classes = class_names(classes)
         self.backbone = backbone
         self.name_or_path = backbone.name_or_path

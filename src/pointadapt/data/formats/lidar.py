@@ -27,13 +27,19 @@ def read(path: Path, label_field: str | None = None) -> Scan:
     fields = dict(zip(COLUMNS, values.T, strict=False))
     if (beside := labels_beside(path)) is not None:
         fields["label"] = read_labels(beside, len(values), path)
+    elif label_field == "label" and path.parent.name == "velodyne":
+        raise UserError(f"{place_of_labels(path)}: no such file; unpack the labels' own download over the frames")
     return assemble(path, fields, label_field)
 
 
 def labels_beside(path: Path) -> Path | None:
     """``../labels/NNNNNN.label`` of a frame in a folder ``velodyne``, if it is there."""
-    file = path.parent.parent / "labels" / f"{path.stem}.label"
+    file = place_of_labels(path)
     return file if path.parent.name == "velodyne" and file.is_file() else None
+
+
+def place_of_labels(path: Path) -> Path:
+    return path.parent.parent / "labels" / f"{path.stem}.label"
 
 
 def read_labels(file: Path, size: int, scan: Path) -> np.ndarray:

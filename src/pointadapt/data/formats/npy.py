@@ -24,7 +24,7 @@ ADDED = ("class", "confidence")
 
 def read(path: Path, label_field: str | None = None) -> Scan:
     if path.is_dir():
-        return assemble(path, attributes(path), label_field)
+        return assemble(path, attributes(path, label_field), label_field)
     if path.suffix.lower() == ".npz":
         return assemble(path, archive_fields(path), label_field)
     array = np.load(path, allow_pickle=False)
@@ -58,15 +58,19 @@ def label_file(path: Path) -> Path | None:
     return next((c for c in candidates if c.is_file() and c != path), None)
 
 
-def attributes(folder: Path) -> dict[str, np.ndarray]:
+def attributes(folder: Path, label_field: str | None = None) -> dict[str, np.ndarray]:
     """The per-point arrays of a folder in Pointcept's layout; others (a pose) are left out."""
     if not (folder / "coord.npy").is_file():
         raise UserError(f"{folder}: a folder is a scan only with a coord.npy in it (Pointcept's layout)")
     loaded = {file.stem: np.load(file, allow_pickle=False) for file in sorted(folder.glob("*.npy"))}
     size = len(loaded["coord"])
-    short = [name for name, v in loaded.items() if canonical(name) in ("color", "normal", "segment") and len(v) != size]
-    if short:
-        raise UserError(f"{folder / short[0]}.npy: {len(loaded[short[0]])} rows for the {size} points of coord.npy")
+    known = ("color", "normal", "segment")
+    for name, values in loaded.items():
+        rows = len(values) if values.ndim else 0
+        if (canonical(name) in known or name == label_field) and rows != size:
+            raise UserError(
+                f"{folder / name}.npy: {rows} rows for the {size} points of coord.npy; export or prepare it again"
+            )
     return {name: values for name, values in loaded.items() if values.ndim and len(values) == size}
 
 
