@@ -74,7 +74,7 @@ def test_a_head_knows_its_backbone():
 def test_too_few_classes():
     with pytest.raises(UserError, match="at least two"):
         Segmentation(tiny(), ["ground"])
-    with pytest.raises(UserError, match="^backbone 'nano-mae .random weights.' gives features of groups of points.*nano, sonata"):
+    with pytest.raises(UserError, match="^backbone 'nano-mae .* of groups of points.*nano, sonata, .* for scenes"):
         Segmentation(load_backbone("nano-mae", weights=None), 3)
 
 
