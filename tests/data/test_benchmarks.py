@@ -197,7 +197,8 @@ def test_mistakes_are_one_sentence(tmp_path, name, spoil, given, message):
 def test_scans_without_labels_and_with_those_of_others(tmp_path):
     folder = write_scannet(tmp_path / "data")
     scan = next((folder / "train").iterdir())
-    assert part_of(folder / "train") == "ScanNet v2" and part_of(folder) is None
+    (folder / "mine").mkdir()
+    assert part_of(folder / "train") == "ScanNet v2" and part_of(folder) is part_of(folder / "mine") is None
     np.save(scan / "segment20.npy", np.zeros(3, np.int16))
     with pytest.raises(UserError, match="segment20.npy: 3 rows for the .* points of coord.npy; export or prepare it"):
         read_scan(scan, "segment20")

@@ -286,12 +286,15 @@ def find_benchmark(folder: Path | str, layout: str | None = None, variant: str |
 
 def part_of(folder: Path) -> str | None:
     """Title of the benchmark that the folder is one level too deep in, if it is."""
+    folder = folder.resolve()
     for known in BENCHMARKS.values():
         try:
-            if known.find(folder.resolve().parent, None) is not None:
-                return known.title
+            found = known.find(folder.parent, None)
         except UserError:
             continue
+        sets = found.datasets.values() if found else ()
+        if folder.name in {Path(entry).parts[0] for one in sets for part in one.splits.values() for entry in part}:
+            return known.title
     return None
 
 
