@@ -288,10 +288,7 @@ def part_of(folder: Path) -> str | None:
     """Title of the benchmark that the folder is one level too deep in, if it is."""
     folder = folder.resolve()
     for known in BENCHMARKS.values():
-        try:
-            found = known.find(folder.parent, None)
-        except UserError:
-            continue
+        found = glimpse(folder.parent, known)
         sets = found.datasets.values() if found else ()
         if folder.name in {Path(entry).parts[0] for one in sets for part in one.splits.values() for entry in part}:
             return known.title
@@ -307,9 +304,14 @@ def elsewhere(folder: Path, known: Known) -> str:
     """ "; give FOLDER", where the benchmark lies one level higher or lower."""
     below = sorted(place for place in folder.iterdir() if place.is_dir())
     for place in (folder.resolve().parent, *below[:50]):
-        try:
-            if known.find(place, None) is not None:
-                return f"; give {place}"
-        except UserError:
-            continue
+        if glimpse(place, known) is not None:
+            return f"; give {place}"
     return ""
+
+
+def glimpse(folder: Path, known: Known) -> Benchmark | None:
+    """The benchmark in a folder; None also where it is incomplete."""
+    try:
+        return known.find(folder, None)
+    except UserError:
+        return None

@@ -25,21 +25,21 @@ def read(path: Path, label_field: str | None = None) -> Scan:
                         "nuScenes frames (5 numbers) do not end in .pcd.bin")  # fmt: skip
     values = np.fromfile(path, np.float32).reshape(-1, width)
     fields = dict(zip(COLUMNS, values.T, strict=False))
-    if (beside := labels_beside(path)) is not None:
+    beside = place_of_labels(path)
+    if beside is not None and (label_field == "label" or beside.is_file()):
         fields["label"] = read_labels(beside, len(values), path)
-    elif label_field == "label" and path.parent.name == "velodyne":
-        raise UserError(f"{place_of_labels(path)}: no such file; unpack the labels' own download over the frames")
     return assemble(path, fields, label_field)
 
 
 def labels_beside(path: Path) -> Path | None:
     """``../labels/NNNNNN.label`` of a frame in a folder ``velodyne``, if it is there."""
     file = place_of_labels(path)
-    return file if path.parent.name == "velodyne" and file.is_file() else None
+    return file if file is not None and file.is_file() else None
 
 
-def place_of_labels(path: Path) -> Path:
-    return path.parent.parent / "labels" / f"{path.stem}.label"
+def place_of_labels(path: Path) -> Path | None:
+    """Where the labels of a frame in a folder ``velodyne`` belong."""
+    return path.parent.parent / "labels" / f"{path.stem}.label" if path.parent.name == "velodyne" else None
 
 
 def read_labels(file: Path, size: int, scan: Path) -> np.ndarray:
@@ -48,7 +48,7 @@ def read_labels(file: Path, size: int, scan: Path) -> np.ndarray:
     Raises UserError when it is missing or has another number of labels than the scan has points.
     """
     if not file.is_file():
-        raise UserError(f"{file}: no such file; the labels of {scan} should be in it")
+        raise UserError(f"{file}: no such file; unpack the labels' own download, which has those of {scan}")
     if file.suffix == ".npy":
         label = np.load(file, allow_pickle=False).reshape(-1)
     elif file.suffix == ".label":
