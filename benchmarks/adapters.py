@@ -34,8 +34,8 @@ def main() -> None:
         for voxels in args.voxels:
             point = room(voxels)
             cases = {n: lambda m=m, p=point: m(p.but(cache={})) for n, m in {"frozen": plain, **models}.items()}
-            seconds = interleaved(cases, args)
-            rows.append([len(point), seconds["frozen"], *(seconds[m] / seconds["frozen"] - 1 for m in models)])
+            times = interleaved(cases, args)
+            rows.append([len(point), times.median("frozen"), *(times.ratio(m, "frozen") - 1 for m in models)])
     print(f"## What adapters add to the forward pass\n\n{machine(args)}. Shares of the frozen backbone's time.\n")
     print(table(["voxels", "frozen, seconds", *models], rows))
 

@@ -47,7 +47,7 @@ def machine(args: argparse.Namespace) -> str:
     name = found[1].strip() if found else platform.processor() or platform.machine()
     return (
         f"{name}, {args.threads} threads of torch {torch.__version__}, {args.clock} time, "
-        f"medians of {args.repeats} interleaved runs after one to warm up"
+        f"medians of {args.repeats} interleaved rounds after one to warm up"
     )
 
 
@@ -92,23 +92,34 @@ def room(voxels: int, seed: int = 0, channels: int = 9) -> Point:
     return Point(0.02 * grid.float(), feat, torch.tensor([len(grid)]), grid, grid_size=0.02)
 
 
-def interleaved(cases: dict[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of every case; all take turns in one process, each runs once before to warm up."""
-    clock, times = CLOCKS[args.clock], {name: [] for name in cases}
+class Times(dict[str, list[float]]):
+    """Case -> its seconds in every round."""
+
+    def median(self, case: str) -> float:
+        return statistics.median(self[case])
+
+    def ratio(self, case: str, to: str) -> float:
+        """Median of the rounds' quotients: what slows the machine for a while slows both in a round."""
+        return statistics.median(mine / other for mine, other in zip(self[case], self[to], strict=True))
+
+
+def interleaved(cases: dict[str, Callable[[], Any]], args: argparse.Namespace, repeats: int | None = None) -> Times:
+    """All cases take turns in one process, ``repeats`` (args.repeats) times; each runs once before to warm up."""
+    clock, times = CLOCKS[args.clock], Times({name: [] for name in cases})
     for run in cases.values():
         run()
-    for _ in range(args.repeats):
+    for _ in range(repeats or args.repeats):
         for name, run in cases.items():
             start = clock()
             run()
             times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
-def large_product(size: int = 2048) -> tuple[Callable[[], Any], float]:
-    """(a case for :func:`interleaved`, its operations): one large float32 matrix product, the floor's rate."""
+def large_product(size: int = 2048, times: int = 4) -> tuple[Callable[[], Any], float]:
+    """(a case for :func:`interleaved`, its operations): large float32 matrix products, the floor's rate."""
     a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-    return lambda: torch.mm(a, b, out=out), 2.0 * size**3
+    return lambda: [torch.mm(a, b, out=out) for _ in range(times)], 2.0 * size**3 * times
 
 
 def visit(model: nn.Module, point: Point, kinds: dict[type, Callable[[Any, Any], None]]) -> None:

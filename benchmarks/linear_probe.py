@@ -41,9 +41,9 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-    seconds = interleaved({"forward": forward, "epoch on kept features": epoch, "epoch without": whole}, args)
+    times = interleaved({"forward": forward, "epoch on kept features": epoch, "epoch without": whole}, args)
     size = sum(f.numel() * 4 for k in kept for f in k.feats) / 1e6 / len(kept)
-    rows = [[name, s, s / seconds["forward"]] for name, s in seconds.items()]
+    rows = [[name, times.median(name), times.ratio(name, "forward")] for name in times]
     print(f"## Linear probe, {args.scenes} scenes of {args.voxels:,} voxels\n\n{machine(args)}.")
     print(f"A scene's features take {size:.0f} MB.\n")
     print(table(["", "seconds", "of a forward pass over the data"], rows))

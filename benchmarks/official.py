@@ -103,10 +103,10 @@ def main() -> None:
             gap = (cases["ours"]() - cases["official"]()).abs().max().item()
             assert gap < 1e-3, f"the official operators differ by {gap}"
             memory = {name: peak_memory(run) for name, run in cases.items()}
-            seconds = interleaved(cases, args)
-            ratios = [math.nan if not of["official"] else of["ours"] / of["official"] for of in (seconds, memory)]
-            rows.append([len(point), seconds["ours"], seconds["official"], ratios[0],
-                         memory["ours"], memory["official"], ratios[1], gap])  # fmt: skip
+            times = interleaved(cases, args)
+            less = memory["ours"] / memory["official"] if memory["official"] else math.nan
+            rows.append([len(point), *map(times.median, ("ours", "official")), times.ratio("ours", "official"),
+                         memory["ours"], memory["official"], less, gap])  # fmt: skip
     print(f"## {args.backbone} against the official operators\n\n{machine(args)}; spconv {version('spconv')}.\n")
     head = [
         "voxels",

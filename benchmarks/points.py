@@ -111,10 +111,9 @@ def main() -> None:
     }
     rows = []
     for name, (ours, theirs, library) in work.items():
-        seconds = interleaved({"ours": ours, "theirs": theirs}, args)
-        rows.append(
-            [name, 1e3 * seconds["ours"], library, 1e3 * seconds["theirs"], seconds["theirs"] / seconds["ours"]]
-        )
+        times = interleaved({"ours": ours, "theirs": theirs}, args)
+        both = [1e3 * times.median("ours"), library, 1e3 * times.median("theirs")]
+        rows.append([name, *both, times.ratio("theirs", "ours")])
     print(f"## Work on points\n\n{machine(args)}. {len(coord):,} points, for curves {len(surface):,}.\n")
     print(table(["", "ms", "library", "ms", "speed"], rows))
 

@@ -4,7 +4,7 @@ python benchmarks/sonata_forward.py [--voxels 20000 60000] [--largest 60000]
 
 Every run is on a fresh Point, so neighbour maps, curves and windows are computed each time. The floor is the time that
 the counted operations (attention, linears, convolution) would take at the rate of one large matrix product, which takes
-its turns in the same run. The reference runs up to ``--largest`` voxels.
+its turns in the same run. The reference runs up to ``--largest`` voxels; inputs above ``--few`` have half the rounds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ def main() -> None:
     model: Any = load_backbone(args.backbone, weights=None).eval()
     product, work = large_product()
     rows, times, peaks = [], [], []
-    repeats = args.repeats
     with torch.inference_mode():
         for voxels in args.voxels:
             point = room(voxels)
-            args.repeats = repeats if voxels <= args.few else max(1, repeats // 2)
             count = operations(model, point)
             cases = {"floor": product, "ours": lambda point=point: model(point.but(cache={}))}
             if voxels <= args.largest:
@@ -39,25 +37,25 @@ def main() -> None:
                 gap = (cases["ours"]().feat - cases["reference"]()).abs().max().item()
                 assert gap < 1e-3, f"the reference differs by {gap}"
             memory = {name: peak_memory(run) for name, run in cases.items() if name != "floor"}
-            seconds = interleaved(cases, args)
-            rate = work / seconds["floor"]
-            total = sum(count.values())
-            share = total / rate / seconds["ours"]
-            against = seconds["ours"] / seconds["reference"] if "reference" in seconds else math.nan
+            found = interleaved(cases, args, args.repeats if voxels <= args.few else max(1, args.repeats // 2))
+            share = sum(count.values()) / work * found.ratio("floor", "ours")
+            plain, against = math.nan, math.nan
+            if "reference" in cases:
+                plain, against = found.median("reference"), found.ratio("ours", "reference")
             rows.append(
                 [
                     len(point),
                     *(count[k] / 1e9 for k in ("attention", "linear", "convolution")),
-                    seconds["ours"],
-                    seconds.get("reference", math.nan),
+                    found.median("ours"),
+                    plain,
                     against,
-                    rate / 1e9,
+                    work / found.median("floor") / 1e9,
                     share,
                     memory["ours"],
                     memory.get("reference", math.nan),
                 ]
             )
-            times.append((len(point), seconds["ours"]))
+            times.append((len(point), found.median("ours")))
             peaks.append(memory["ours"])
     print(f"## Forward pass of {args.backbone}\n\n{machine(args)}. The floor is a product of 2048 x 2048 matrices.\n")
     head = ["voxels", "attention GFLOP", "linear", "convolution", "seconds", "plain reference", "ratio"]

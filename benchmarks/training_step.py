@@ -62,9 +62,9 @@ def main() -> None:
         del step
         gc.collect()
     steps = {name: stepper(*case, point, target) for name, case in CASES.items()}
-    seconds = interleaved(steps, args)
+    times = interleaved(steps, args)
     full = "full"
-    rows = [[n, s, s / seconds[full], memory[n], memory[n] / memory[full]] for n, s in seconds.items()]
+    rows = [[n, times.median(n), times.ratio(n, full), memory[n], memory[n] / memory[full]] for n in times]
     print(f"## Training step at {len(point):,} voxels\n\n{machine(args)}.\n")
     print(table(["method", "seconds", "of full", "peak +GB", "of full"], rows))
 
