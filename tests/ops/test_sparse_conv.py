@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pointadapt.ops import sparse_conv
 from pointadapt.ops.sparse_conv import SubMConv3d, neighbors, subm_conv
+from pointadapt.ops.voxel_rows import sort_rows
 from pointadapt.point import Point, collate
 from scenes import cloud
 
@@ -112,3 +114,34 @@ def test_taps_are_added_up_in_float32():
     out.backward(torch.ones_like(out))
     exact = torch.tensor(125 * 9.0).bfloat16()  # one by one the numbers added are rounded, by up to an eighth
     assert out[62, 0] == exact and feat.grad[62, 0] == exact
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_blocks_of_rows_change_nothing(duplicates, monkeypatch):
+    """Rows in the order of their voxels are taken block by block; forward and both gradients stay."""
+    given = collate([cloud(90, 6, channels=3), cloud(50, 5, seed=1, channels=3)])
+    if duplicates:
+        grid = torch.cat([given.grid_coord[:20], given.grid_coord])  # of the first cloud
+        feat = torch.randn(len(grid), 3)
+        given = Point(grid.float(), feat, given.offset + 20, grid)
+    point, _ = sort_rows(given.but(feat=given.feat.double()))
+    weight = torch.randn(4, 3, 3, 3, 3, dtype=torch.float64)
+    found = []
+    for rows in (16, 1000):
+        monkeypatch.setattr(sparse_conv, "ROWS", rows)
+        pairs = sparse_conv.make_neighbors(point, 3)
+        feat, taps = point.feat.clone().requires_grad_(), weight.clone().requires_grad_()
+        out = subm_conv(feat, taps, None, pairs)
+        out.square().sum().backward()
+        found.append((pairs, out, feat.grad, taps.grad))
+    (cut, *mine), (whole, *theirs) = found
+    assert all(len(written) <= 16 and int(written[-1] - written[0]) < 16 for _, written, _ in cut)
+    assert linked(cut) == linked(whole)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def linked(pairs):
+    return sorted(
+        (tap, a, b) for tap, written, read in pairs for a, b in zip(written.tolist(), read.tolist(), strict=True)
+    )

@@ -24,6 +24,7 @@ from pointadapt.ops.order import cloud_code, cloud_depths, depths
 from pointadapt.ops.segment import segment_max
 from pointadapt.ops.sparse_conv import SubMConv3d
 from pointadapt.ops.voxel import cloud_key, merge
+from pointadapt.ops.voxel_rows import restore_rows, sort_rows
 from pointadapt.point import Point
 
 
@@ -377,9 +378,11 @@ class PTv3(Backbone):
 
     def forward(self, point: Point) -> Point:
         official = self.config.compat == "official"
-        point = with_voxels(point, official)
+        given = with_voxels(point, official)
         if official or self.config.legacy:  # curves of other depths than those that the caller's point may remember
-            point = point.but(cache={})
+            given = given.but(cache={})
+        # "official" keeps the given order, so that what passes inside can be compared row by row, too
+        point, place = (given, None) if official else sort_rows(given)
         point = self.embedding(self.serialize(point))
         for stage in cast(list[Stage], [*self.enc, *reversed(self.dec)]):
             if stage.down is not None:
@@ -388,7 +391,8 @@ class PTv3(Backbone):
                 point = stage.up(point)
             for block in stage.blocks:
                 point = self.through(block, point)
-        return point
+        point = with_state(point, conv_feat=None)
+        return point if place is None else restore_rows(point, given, place)
 
     def dense(self, point: Point) -> Tensor:
         """[N, dense_channels]: the decoder's features, or all encoder levels brought up and concatenated."""

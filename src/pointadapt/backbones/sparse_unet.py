@@ -19,6 +19,7 @@ from pointadapt.backbones.ptv3 import with_voxels
 from pointadapt.backbones.ptv3_parts import BatchNorm
 from pointadapt.ops.sparse_conv import SubMConv3d
 from pointadapt.ops.strided_conv import DownConv3d, UpConv3d
+from pointadapt.ops.voxel_rows import restore_rows, sort_rows
 from pointadapt.point import Point
 
 norm = partial(BatchNorm, eps=1e-3, momentum=0.01)
@@ -186,13 +187,15 @@ class SparseUNet(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
 
     def forward(self, point: Point) -> Point:
-        point = self.stem(with_voxels(point, whole_batch=False))
+        given = with_voxels(point, whole_batch=False)
+        point, place = sort_rows(given)
+        point = self.stem(point)
         for level in cast(list[Level], [*self.enc, *reversed(self.dec)]):
             for change in (level.down, level.up):
                 point = point if change is None else change(point)
             for block in level.blocks:
                 point = self.through(block, point)
-        return point
+        return restore_rows(point, given, place)
 
     def dense(self, point: Point) -> Tensor:
         """[N, dense_channels]."""

@@ -25,11 +25,11 @@ from pointadapt.ops.tap_map import TapMap
 from pointadapt.ops.voxel import cloud_key
 from pointadapt.point import Point
 
-#: One entry per off-centre tap that any voxel has: (tap index in k^3, rows written, rows read).
+#: Pairs of rows by off-centre taps: (tap index in k^3, rows written, rows read); a tap may have several entries.
 Neighbors = list[tuple[int, Tensor, Tensor]]
 
-#: Pairs that a tap takes at once on the CPU.
-ROWS = 8192
+#: Rows written, or pairs of a tap, that the CPU takes at once.
+ROWS = 16384
 
 
 @cache
@@ -113,7 +113,24 @@ def make_neighbors(point: Point, kernel_size: int) -> Neighbors:
             found.append((tap, written, read))
             if not duplicates:  # the opposite tap connects the same pairs the other way round
                 found.append((len(taps) - 1 - tap, read, written))
-    return found
+    in_order = grid.device.type == "cpu" and len(grid) > ROWS and bool((key[1:] >= key[:-1]).all())
+    return by_blocks(found, len(grid)) if in_order else found
+
+
+def by_blocks(pairs: Neighbors, rows: int) -> Neighbors:
+    """The pairs of ``rows`` rows that lie in the order of their voxels, block by block of rows: whatever a block reads
+    and writes then stays in the processor's cache from tap to tap."""
+    edges = torch.arange(ROWS, rows, ROWS)
+    split = []
+    for tap, written, read in pairs:  # both ascend
+        at = torch.searchsorted(written, edges)
+        split.append((tap, written.tensor_split(at), read.tensor_split(at)))
+    return [
+        (tap, written[block], read[block])
+        for block in range(len(edges) + 1)
+        for tap, written, read in split
+        if len(written[block])
+    ]
 
 
 def add_taps(out: Tensor, feat: Tensor, taps: Tensor, pairs: Neighbors) -> None:
@@ -176,12 +193,12 @@ class PairConvolution(torch.autograd.Function):
             add_taps(total, grad, back, [(tap, read, written) for tap, written, read in ctx.pairs])
             grad_feat = total.to(grad.dtype)
         if ctx.needs_input_grad[1]:
-            grad_taps = torch.zeros_like(taps)
+            grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
             if ctx.sources is None:
                 grad_taps[:, taps.shape[1] // 2] = grad.T @ feat
             for tap, written, read in ctx.pairs:
-                grad_taps[:, tap] = grad.index_select(0, written).T @ feat.index_select(0, read)
-            grad_weight = grad_taps.view_as(weight)
+                grad_taps[:, tap] += grad.index_select(0, written).T @ feat.index_select(0, read)
+            grad_weight = grad_taps.to(weight.dtype).view_as(weight)
         return grad_feat, grad_weight, None, None
 
 
