@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.sites import Site, width
-from pointadapt.ops.order import curve_order
+from pointadapt.ops.order import curve_order, places
 from pointadapt.ops.segment import segment_count
 from pointadapt.point import Point
 
@@ -153,7 +153,7 @@ class Grouping:
             shuffled = [torch.randperm(n, generator=torch.Generator().manual_seed(n)) for n in counts]
             starts = torch.tensor([0, *counts]).cumsum(0)[:-1]
             order = torch.cat([s + p for s, p in zip(starts.tolist(), shuffled, strict=True)]).to(order.device)
-            inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+            inverse = places(order)
         longest = max(1, *counts)
         groups, lengths, divisors, taken = [], [], [], 0
         for n in counts:

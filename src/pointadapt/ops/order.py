@@ -114,8 +114,11 @@ def curve_order(point: Point, curve: str) -> tuple[Tensor, Tensor]:
 
     def make() -> tuple[Tensor, Tensor]:
         order = cloud_code(point, curve).argsort(stable=True)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=order.device)
-        return order, inverse
+        return order, places(order)
 
     return point.remember(("order", curve), make)
+
+
+def places(order: Tensor) -> Tensor:
+    """[N] int64: where each row went under ``order`` [N], the inverse permutation."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

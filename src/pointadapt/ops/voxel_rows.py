@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pointadapt.ops.order import places
 from pointadapt.ops.voxel import cloud_key
 from pointadapt.point import Point
 
@@ -25,10 +25,8 @@ def sort_rows(point: Point) -> tuple[Point, Tensor]:
 
     def make() -> tuple[Tensor, Tensor, dict[str, Any]]:
         order = cloud_key(grid, point.batch)[0].argsort(stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
         cache = {"counts": point.counts, "batch": point.batch}  # clouds stay where they are
-        return order, place, {"coord": point.coord[order], "grid_coord": grid[order], "cache": cache}
+        return order, places(order), {"coord": point.coord[order], "grid_coord": grid[order], "cache": cache}
 
     order, place, coords = point.remember("sorted rows", make)
     mask = None if point.mask is None else point.mask[order]
