@@ -351,6 +351,13 @@ def test_info_on_what_is_no_adapter(tmp_path, capsys):
     assert "is no readable adapter: 'peft_type'" in refused(capsys, "info", tmp_path)
 
 
+def test_info_on_what_is_no_evaluation(trained, tmp_path, capsys):
+    for content in ("{}", "[]", '{"run": "x", "split": "val", "classes": 3}'):
+        shutil.copytree(trained / "run", tmp_path / "run", dirs_exist_ok=True)
+        (tmp_path / "run" / "evaluation.json").write_text(content)
+        assert "evaluation.json is no evaluation of this run" in refused(capsys, "info", tmp_path / "run")
+
+
 def test_pooling_a_damaged_evaluation(tmp_path, capsys):
     (tmp_path / "run.json").write_text('{"run": {}, "dataset": {}}')
     (tmp_path / "evaluation.json").write_text('{"miou": 0.')

@@ -13,7 +13,7 @@ import pytest
 from plyfile import PlyData, PlyElement
 from pypcd4 import Encoding, PointCloud
 
-from pointadapt.data.io import FORMATS, is_output, is_scan, left_out, read_scan, write_labels
+from pointadapt.data.io import FORMATS, format_of, is_output, is_scan, left_out, read_scan, write_labels
 from pointadapt.errors import UserError
 
 CORNER = np.array([770_512.25, 6_277_501.75, 41.5])  # Lambert 93: float32 is good to half a metre here
@@ -406,6 +406,17 @@ def test_files_that_are_not_there_or_not_known(tmp_path):
     np.savez(tmp_path / "none.npz", coord=np.zeros((0, 3)))
     with pytest.raises(UserError, match="no points"):
         read_scan(tmp_path / "none.npz")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "a.xyz"
+    path.write_text("0 0 0\n")
+    monkeypatch.setattr(format_of(path), "read", forbidden)
+    with pytest.raises(UserError, match=r"a\.xyz: you have no permission to read it"):
+        read_scan(path)
 
 
 def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):

@@ -97,6 +97,13 @@ def test_what_scannet_lacks(tmp_path):
     (raw / "scannetv2_val.txt").unlink()
     with pytest.raises(UserError, match="no scannetv2_val.txt, the official list"):
         prepare("scannet", raw, tmp_path / "out")
+    lists = {file: file.read_text() for file in raw.glob("scannetv2_*.txt")}
+    for file in (*lists, raw / "scannetv2_val.txt"):
+        file.write_text("")
+    with pytest.raises(UserError, match="the official lists of scenes name no scene"):
+        prepare("scannet", raw, tmp_path / "out")
+    for file, text in lists.items():
+        file.write_text(text)
     (raw / "scannetv2_val.txt").write_text("scene0011_00\n")
     (raw / "scans/scene0011_00/scene0011_00.aggregation.json").unlink()
     assert "scene0011_00.aggregation.json: no such file" in prepare("scannet", raw, tmp_path / "out").failed[0]

@@ -254,8 +254,11 @@ def describe_run(path: Path) -> list[Table]:
     tables = [facts(str(path), {**settings, **{f"made: {k}": v for k, v in content.get("made", {}).items()}})]
     if (path / "result.json").is_file():
         tables.append(result_table({**read_json(path / "result.json"), "out": "training"}))
-    if (path / "evaluation.json").is_file():
-        tables.append(scores_table(read_json(path / "evaluation.json")))
+    if (file := path / "evaluation.json").is_file():
+        try:
+            tables.append(scores_table(read_json(file)))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is no evaluation of this run ({error!r}): run `pointadapt evaluate {path}`") from error
     return tables
 
 

@@ -51,6 +51,8 @@ def read_scan(path: Path | str, label_field: str | None = None) -> Scan:
         scan = module.read(path, label_field)
     except (UserError, MemoryError):
         raise
+    except PermissionError as error:
+        raise UserError(f"{path}: you have no permission to read it; make it readable or copy it") from error
     except Exception as error:  # each library has its own dozen ways to say that a file is damaged
         ending = path.suffix.lower().removeprefix(".").upper() or "a folder of arrays"
         raise UserError(
