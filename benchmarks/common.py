@@ -136,7 +136,7 @@ def convolution_pairs(module: SubMConv3d, point: Point) -> int:
     made = neighbors(point, module.kernel_size)
     if isinstance(made, TapMap):
         return int((made.there.sources >= 0).sum())
-    return len(point) + sum(len(written) for _, written, _ in made)
+    return len(point) + sum(len(written) for _, written, _ in made.pairs)
 
 
 def attention_pairs(module: Attention, point: Point) -> int:

@@ -256,9 +256,9 @@ def measure(
 
     feat, grad = random(len(point), shape.inner), random(len(point), shape.outer)
     weight = random(shape.outer, *[shape.kernel] * 3, shape.inner) / math.sqrt(shape.kernel**3 * shape.inner)
-    pairs = make_neighbors(point, shape.kernel)
+    links = make_neighbors(point, shape.kernel)
     exact_in = [t.double().requires_grad_() for t in (feat, weight)]
-    exact_out = subm_conv(*exact_in, None, pairs)
+    exact_out = subm_conv(*exact_in, None, links)
     exact_grads = torch.autograd.grad(exact_out, exact_in, grad.double())
     exact = {"forward": [exact_out.detach()], "input gradient": exact_grads[:1], "both gradients": exact_grads}
 
@@ -295,7 +295,7 @@ def measure(
                 errors[phase][name] = value
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
-    connected = len(point) + sum(len(written) for _, written, _ in pairs)
+    connected = len(point) + sum(len(written) for _, written, _ in links.pairs)
     return {
         "shape": asdict(shape),
         "type": kind,

@@ -20,7 +20,7 @@ def program(monkeypatch):
 def test_work_is_what_the_layers_ask_for(program):
     point, model = cloud(100, 8), tiny(enc_depths=(1, 0, 0), mlp_ratio=2)
     work, rows = program.least_work(model, point, 2), len(point)
-    pairs = rows + sum(len(w) for _, w, _ in program.neighbors(point))
+    pairs = rows + sum(len(w) for _, w, _ in program.neighbors(point).pairs)
     assert work["convolution"][0] == program.Work(2 * pairs * 144, 2 * (24 * rows + 27 * 144) + 4 * pairs)
     fc1 = program.Work(2 * rows * 12 * 24, 2 * (rows * 36 + 12 * 24))
     assert work["linears"].count(fc1) == 3  # and its way back, and the pooling's

@@ -412,10 +412,10 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     def forbidden(*_):
         raise PermissionError(13, "Permission denied")
 
-    path = tmp_path / "a.xyz"
-    path.write_text("0 0 0\n")
+    path = tmp_path / "a.las"
+    path.write_text("unread")
     monkeypatch.setattr(format_of(path), "read", forbidden)
-    with pytest.raises(UserError, match=r"a\.xyz: you have no permission to read it"):
+    with pytest.raises(UserError, match=r"a\.las: you have no permission to read it"):
         read_scan(path)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pointadapt.ops import sparse_conv
+from pointadapt.ops import sparse_conv, tap_pairs
 from pointadapt.ops.sparse_conv import SubMConv3d, neighbors, subm_conv
 from pointadapt.ops.voxel_rows import sort_rows
 from pointadapt.point import Point, collate
@@ -116,32 +116,42 @@ def test_taps_are_added_up_in_float32():
     assert out[62, 0] == exact and feat.grad[62, 0] == exact
 
 
+@pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("duplicates", [False, True])
-def test_blocks_of_rows_change_nothing(duplicates, monkeypatch):
-    """Rows in the order of their voxels are taken block by block; forward and both gradients stay."""
+def test_blocks_of_rows_change_nothing(duplicates, ordered, monkeypatch):
+    """Forward and both gradients are those of the pairs one by one, whatever order the rows have."""
     given = collate([cloud(90, 6, channels=3), cloud(50, 5, seed=1, channels=3)])
     if duplicates:
         grid = torch.cat([given.grid_coord[:20], given.grid_coord])  # of the first cloud
-        feat = torch.randn(len(grid), 3)
-        given = Point(grid.float(), feat, given.offset + 20, grid)
-    point, _ = sort_rows(given.but(feat=given.feat.double()))
-    weight = torch.randn(4, 3, 3, 3, 3, dtype=torch.float64)
-    found = []
-    for rows in (16, 1000):
-        monkeypatch.setattr(sparse_conv, "ROWS", rows)
-        pairs = sparse_conv.make_neighbors(point, 3)
-        feat, taps = point.feat.clone().requires_grad_(), weight.clone().requires_grad_()
-        out = subm_conv(feat, taps, None, pairs)
-        out.square().sum().backward()
-        found.append((pairs, out, feat.grad, taps.grad))
-    (cut, *mine), (whole, *theirs) = found
-    assert all(len(written) <= 16 and int(written[-1] - written[0]) < 16 for _, written, _ in cut)
-    assert linked(cut) == linked(whole)
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+        given = Point(grid.float(), torch.randn(len(grid), 3), given.offset + 20, grid)
+    point = sort_rows(given)[0] if ordered else given
+    monkeypatch.setattr(tap_pairs, "ROWS", 16)
+    links = sparse_conv.make_neighbors(point, 3)
+    assert links.mirrored == (not duplicates)
+    feat = point.feat.double().requires_grad_()
+    taps = torch.randn(4, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    out = subm_conv(feat, taps, None, links)
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, (feat, taps), grad)
+    assert linked(links.blocks) == linked(links.pairs)
+    assert max(len(block.offsets) for block in links.blocks) == 16 and len(links.blocks) >= len(point) // 16
+
+    weights = taps.flatten(1, 3)
+    centre = feat @ weights[:, 13].T
+    parts = [torch.zeros_like(out).index_add(0, to, feat[of] @ weights[:, tap].T) for tap, to, of in links.pairs]
+    expected = centre + sum(parts)
+    torch.testing.assert_close(out, expected)
+    for mine, theirs in zip(found, torch.autograd.grad(expected, (feat, taps), grad), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def linked(pairs):
+    if isinstance(pairs[0], tap_pairs.Block):
+        pairs = [
+            part
+            for block in pairs
+            for part in zip(block.taps, block.written.split(block.sizes), block.read.split(block.sizes), strict=True)
+        ]
     return sorted(
         (tap, a, b) for tap, written, read in pairs for a, b in zip(written.tolist(), read.tolist(), strict=True)
     )

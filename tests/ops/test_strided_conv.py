@@ -70,7 +70,7 @@ def test_gradients():
     weight = torch.randn(2, 2, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     feat = point.feat.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda f, w: tap_conv(f, w, None, pairs, len(coarse)), (feat, weight))
-    back = [(tap, down, up) for tap, up, down in pairs]
+    back = pairs.reversed()
     feat = torch.randn(len(coarse), 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda f, w: tap_conv(f, w, None, back, len(point)), (feat, weight))
 

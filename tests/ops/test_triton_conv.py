@@ -15,6 +15,7 @@ from pointadapt.ops import sparse_conv
 from pointadapt.ops.sparse_conv import make_neighbors, subm_conv
 from pointadapt.ops.strided_conv import DownConv3d, UpConv3d
 from pointadapt.ops.tap_map import TapTable
+from pointadapt.ops.tap_pairs import TapPairs
 from pointadapt.point import Point, collate
 from scenes import cloud, tiny
 
@@ -68,7 +69,7 @@ def as_set(pairs):
 def test_neighbours_are_those_of_the_reference(name, kernel):
     point = points()[name]
     found = make_subm_map(point, kernel)
-    assert as_set(found.as_pairs()) == as_set(make_neighbors(point, kernel))
+    assert as_set(found.as_pairs()) == as_set(make_neighbors(point, kernel).pairs)
     centre = found.there.sources[kernel**3 // 2]
     assert torch.equal(centre, found.there.order) and sorted(centre.tolist()) == list(range(len(point)))
     assert bool(found.same) == (name == "duplicates")
@@ -217,7 +218,7 @@ def test_a_layer_runs_on_triton_where_it_is_asked_to(monkeypatch):
     point, conv = points()["several"], sparse_conv.SubMConv3d(9, 4).to(DEVICE)
     monkeypatch.setenv("POINTADAPT_CONV", "torch")
     expected, pairs = conv(point), sparse_conv.neighbors(point)
-    assert isinstance(pairs, list)
+    assert isinstance(pairs, TapPairs)
     monkeypatch.setenv("POINTADAPT_CONV", "triton")
     out, taps = conv(point), sparse_conv.neighbors(point)
     assert type(out.grad_fn).__name__ == "TapConvolutionBackward" and taps is sparse_conv.neighbors(point)

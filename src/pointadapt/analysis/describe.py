@@ -258,7 +258,9 @@ def describe_run(path: Path) -> list[Table]:
         try:
             tables.append(scores_table(read_json(file)))
         except (LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{file} is no evaluation of this run ({error!r}): run `pointadapt evaluate {path}`") from error
+            raise UserError(
+                f"{file} is no evaluation of this run ({error!r}): run `pointadapt evaluate {path}`"
+            ) from error
     return tables
 
 

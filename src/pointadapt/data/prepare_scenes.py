@@ -100,7 +100,9 @@ def scannet(source: Path, out: Path, overwrite: bool, workers: int, show: Show |
             else:
                 jobs.append((place, out / split / name, scannet_scan, (table, split != "test")))
     if not jobs and not missing:
-        raise UserError(f"{source}: the official lists of scenes name no scene; copy scannetv2_train.txt and _val.txt again")
+        raise UserError(
+            f"{source}: the official lists of scenes name no scene; copy scannetv2_train.txt and _val.txt again"
+        )
     if not jobs:
         raise UserError(f"{source}: none of the listed scenes is in scans/ here, such as scans/{missing[0]}/")
     done = convert_all(jobs, overwrite, workers, show)

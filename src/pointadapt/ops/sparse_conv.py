@@ -12,24 +12,19 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Iterable
 from functools import cache
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pointadapt.errors import UserError
 from pointadapt.ops.tap_map import TapMap
+from pointadapt.ops.tap_pairs import Pairs, TapPairs
 from pointadapt.ops.voxel import cloud_key
 from pointadapt.point import Point
-
-#: Pairs of rows by off-centre taps: (tap index in k^3, rows written, rows read); a tap may have several entries.
-Neighbors = list[tuple[int, Tensor, Tensor]]
-
-#: Rows written, or pairs of a tap, that the CPU takes at once.
-ROWS = 16384
 
 
 @cache
@@ -72,7 +67,7 @@ def uses_triton(feat: Tensor) -> bool:
     return known and wish == "triton"
 
 
-def neighbors(point: Point, kernel_size: int = 3) -> Neighbors | TapMap:
+def neighbors(point: Point, kernel_size: int = 3) -> TapPairs | TapMap:
     """The rows that each tap connects; once per set of coordinates, shared by all blocks of a stage.
 
     Pairs for PyTorch, tables for Triton kernels (:func:`uses_triton`): whatever :func:`subm_conv` takes.
@@ -87,75 +82,71 @@ def neighbors(point: Point, kernel_size: int = 3) -> Neighbors | TapMap:
     return point.remember(("neighbors", kernel_size), lambda: make_neighbors(point, kernel_size))
 
 
-def make_neighbors(point: Point, kernel_size: int) -> Neighbors:
-    """See :func:`neighbors`. Raises ValueError for an even kernel."""
+def make_neighbors(point: Point, kernel_size: int) -> TapPairs:
+    """See :func:`neighbors`; the centre tap is left out. Raises ValueError for an even kernel."""
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}")
     grid = point.grid_coord
     assert grid is not None
     if len(grid) == 0:
-        return []
+        return TapPairs([])
     radius = kernel_size // 2
     key, strides = cloud_key(grid, point.batch, radius)
-    sorted_key, rows = key.sort(stable=True)
-    duplicates = bool((sorted_key[1:] == sorted_key[:-1]).any())
-    taps = list(product(range(-radius, radius + 1), repeat=3))
-    centre = len(taps) // 2
-    found: Neighbors = []
-    for tap, offset in enumerate(taps if duplicates else taps[:centre]):
-        if tap == centre:
-            continue
-        wanted = key + sum(o * s for o, s in zip(offset, strides.unbind(), strict=True))
-        place = torch.searchsorted(sorted_key, wanted).clamp_(max=len(key) - 1)
-        written = (sorted_key[place] == wanted).nonzero()[:, 0]
-        read = rows[place[written]]
-        if len(written):
-            found.append((tap, written, read))
-            if not duplicates:  # the opposite tap connects the same pairs the other way round
-                found.append((len(taps) - 1 - tap, read, written))
-    in_order = grid.device.type == "cpu" and len(grid) > ROWS and bool((key[1:] >= key[:-1]).all())
-    return by_blocks(found, len(grid)) if in_order else found
+    ordered, rows = key.sort(stable=True)
+    voxels, counts = ordered.unique_consecutive(return_counts=True)
+    duplicates = len(voxels) < len(key)
+    if duplicates:
+        rows = rows[counts.cumsum(0) - counts]  # the first of each voxel
+    taps = kernel_size**3
+    found: Pairs = []
+    for column, (x, y) in enumerate(product(range(-radius, radius + 1), repeat=2)):
+        wanted = key + (x * strides[0] + y * strides[1] - radius)
+        place = torch.searchsorted(voxels, wanted)
+        for tap in range(column * kernel_size, (column + 1) * kernel_size):
+            if tap >= taps // 2 and not duplicates:
+                return TapPairs(found, mirrored=True)  # opposite taps connect the same pairs the other way round
+            there = voxels[place.clamp(max=len(voxels) - 1)] == wanted
+            written = there.nonzero()[:, 0]
+            if len(written) and tap != taps // 2:
+                written, read = written.int(), rows[place[written]].int()
+                found.append((tap, written, read))
+                if not duplicates:
+                    found.append((taps - 1 - tap, read, written))
+            wanted, place = wanted + 1, place + there  # the next voxel up: at the next place, if this one was there
+    return TapPairs(found)
 
 
-def by_blocks(pairs: Neighbors, rows: int) -> Neighbors:
-    """The pairs of ``rows`` rows that lie in the order of their voxels, block by block of rows: whatever a block reads
-    and writes then stays in the processor's cache from tap to tap."""
-    edges = torch.arange(ROWS, rows, ROWS)
-    split = []
-    for tap, written, read in pairs:  # both ascend
-        at = torch.searchsorted(written, edges)
-        split.append((tap, written.tensor_split(at), read.tensor_split(at)))
-    return [
-        (tap, written[block], read[block])
-        for block in range(len(edges) + 1)
-        for tap, written, read in split
-        if len(written[block])
-    ]
+def add_taps(out: Tensor, feat: Tensor, taps: Tensor, links: TapPairs) -> None:
+    """Add what the taps [out, k^3, in] make of feat to ``out``, which is float32 at least.
 
-
-def add_taps(out: Tensor, feat: Tensor, taps: Tensor, pairs: Neighbors) -> None:
-    """Add what the taps [out, k^3, in] make of feat to ``out``, on a CPU in blocks with buffers that stay in its cache.
-
-    ``out`` is float32 at least: sums of 16-bit numbers would lose what further taps add.
+    Sums of 16-bit numbers would lose what further taps add.
     """
     weights = taps.transpose(0, 2).unbind(1)  # [in, out] of each tap
     if feat.device.type != "cpu" or torch.compiler.is_compiling():
-        for tap, written, read in pairs:
+        for tap, written, read in links.pairs:
             out.index_add_(0, written, (feat.index_select(0, read) @ weights[tap]).to(out.dtype))
         return
-    most = min(ROWS, max((len(written) for _, written, _ in pairs), default=0))
-    gathered, product = feat.new_empty(most, feat.shape[1]), feat.new_empty(most, out.shape[1])
-    wider = out.dtype != feat.dtype
-    for tap, written, read in pairs:  # deep levels have few rows: there, the number of calls below is what counts
-        for part, into in blocks(read, written):
-            rows = torch.index_select(feat, 0, part, out=gathered[: len(part)])
-            value = torch.mm(rows, weights[tap], out=product[: len(part)])
-            out.index_add_(0, into, value.to(out.dtype) if wider else value)
+    most = max((len(block.read) for block in links.blocks), default=0)
+    gathered, products = feat.new_empty(most, feat.shape[1]), feat.new_empty(most, out.shape[1])
+    for block in links.blocks:
+        rows = torch.index_select(feat, 0, block.read, out=gathered[: len(block.read)])
+        product = products[: len(block.read)]
+        for tap, part, into in zip(block.taps, rows.split(block.sizes), product.split(block.sizes), strict=True):
+            torch.mm(part, weights[tap], out=into)
+        sums = F.embedding_bag(block.order, product.to(out.dtype), block.offsets, mode="sum")
+        out[block.first : block.first + len(sums)] += sums
 
 
-def blocks(read: Tensor, written: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """The pairs of a tap, at most ROWS at once."""
-    return [(read, written)] if len(read) <= ROWS else zip(read.split(ROWS), written.split(ROWS), strict=True)
+def add_weight_gradient(grad_taps: Tensor, grad: Tensor, feat: Tensor, links: TapPairs) -> None:
+    """Add every tap's sum over its pairs of grad[written] x feat[read] to ``grad_taps`` [out, k^3, in]."""
+    if feat.device.type != "cpu" or torch.compiler.is_compiling():
+        for tap, written, read in links.pairs:
+            grad_taps[:, tap] += grad.index_select(0, written).T @ feat.index_select(0, read)
+        return
+    for block in links.blocks:
+        outer, inner = grad.index_select(0, block.written), feat.index_select(0, block.read)
+        for tap, a, b in zip(block.taps, outer.split(block.sizes), inner.split(block.sizes), strict=True):
+            grad_taps[:, tap] += a.T @ b
 
 
 def start(feat: Tensor, taps: Tensor, rows: int | None) -> Tensor:
@@ -167,66 +158,66 @@ def start(feat: Tensor, taps: Tensor, rows: int | None) -> Tensor:
 
 
 class PairConvolution(torch.autograd.Function):
-    """Gather, GEMM, scatter per tap onto ``rows`` rows. Keeps only its inputs for the backward pass.
+    """Gather, GEMM, sum per tap onto ``rows`` rows. Keeps only its inputs for the backward pass.
 
-    rows None: onto those of the input, each of which reads itself through the centre tap, which ``pairs`` lack.
+    rows None: onto those of the input, each of which reads itself through the centre tap, which ``links`` lack.
     """
 
     @staticmethod
-    def forward(ctx, feat: Tensor, weight: Tensor, pairs: Neighbors, rows: int | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx, feat: Tensor, weight: Tensor, links: TapPairs, rows: int | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(feat if ctx.needs_input_grad[1] else None, weight)  # a frozen weight asks for no input
-        ctx.pairs, ctx.sources = pairs, None if rows is None else len(feat)
+        ctx.links, ctx.sources = links, None if rows is None else len(feat)
         taps = weight.flatten(1, 3)  # [out, k^3, in]
         out = start(feat, taps, rows)
-        add_taps(out, feat, taps, pairs)
+        add_taps(out, feat, taps, links)
         return out.to(feat.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         feat, weight = ctx.saved_tensors
-        taps = weight.flatten(1, 3)
+        links, taps = ctx.links, weight.flatten(1, 3)
         grad_feat = grad_weight = None
         if ctx.needs_input_grad[0]:
             back = taps.transpose(0, 2)  # [in, k^3, out]
             total = start(grad, back, ctx.sources)
-            add_taps(total, grad, back, [(tap, read, written) for tap, written, read in ctx.pairs])
+            back, way = (back.flip(1), links) if links.mirrored else (back, links.reversed())
+            add_taps(total, grad, back, way)
             grad_feat = total.to(grad.dtype)
         if ctx.needs_input_grad[1]:
             grad_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
             if ctx.sources is None:
                 grad_taps[:, taps.shape[1] // 2] = grad.T @ feat
-            for tap, written, read in ctx.pairs:
-                grad_taps[:, tap] += grad.index_select(0, written).T @ feat.index_select(0, read)
+            add_weight_gradient(grad_taps, grad, feat, links)
             grad_weight = grad_taps.to(weight.dtype).view_as(weight)
         return grad_feat, grad_weight, None, None
 
 
-def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap) -> Tensor:
+def subm_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, links: TapPairs | TapMap) -> Tensor:
     """[N, out]: submanifold convolution of feat [N, in] with weight [out, k, k, k, in] over :func:`neighbors`."""
-    return tap_conv(feat, weight, bias, pairs)
+    return tap_conv(feat, weight, bias, links)
 
 
 def tap_conv(
-    feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors | TapMap, rows: int | None = None
+    feat: Tensor, weight: Tensor, bias: Tensor | None, links: TapPairs | TapMap, rows: int | None = None
 ) -> Tensor:
-    """[rows, out] of feat [N, in], weight [out, k, k, k, in] and pairs (tap, rows written, rows read).
+    """[rows, out] of feat [N, in], weight [out, k, k, k, in] and what the taps connect.
 
     rows  None: a submanifold convolution, whose pairs lack the centre tap
     Under autocast it computes in the autocast type, as a linear layer does.
     """
     device = feat.device.type
-    if isinstance(pairs, TapMap):
+    if isinstance(links, TapMap):
         if torch.is_autocast_enabled(device):
             feat = feat.to(torch.get_autocast_dtype(device))
         if feat.dtype != torch.float64:
             from pointadapt.ops import triton_conv
 
-            return triton_conv.tap_conv(feat, weight, bias, pairs)  # casts the weight itself
-        pairs = pairs.as_pairs()
+            return triton_conv.tap_conv(feat, weight, bias, links)  # casts the weight itself
+        links = TapPairs(links.as_pairs())
     if torch.is_autocast_enabled(device):
         feat, weight = feat.to(torch.get_autocast_dtype(device)), weight.to(torch.get_autocast_dtype(device))
-    out = PairConvolution.apply(feat, weight, pairs, rows)
+    out = PairConvolution.apply(feat, weight, links, rows)
     return out if bias is None else out + bias.to(out.dtype)
 
 

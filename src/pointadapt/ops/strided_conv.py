@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pointadapt.ops.sparse_conv import Neighbors, tap_conv, uses_triton
+from pointadapt.ops.sparse_conv import tap_conv, uses_triton
 from pointadapt.ops.tap_map import TapMap, stride_map
+from pointadapt.ops.tap_pairs import TapPairs
 from pointadapt.ops.voxel import cloud_key, merge
 from pointadapt.point import Point
 
@@ -37,10 +38,10 @@ def coarsen(point: Point, stride: int = 2) -> Point:
     return made.but(parent=point, extra=point.extra)  # what is remembered holds coordinates alone
 
 
-def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors | TapMap:
-    """(tap, coarse rows, fine rows) for every tap of the s^3 cube that has any; once per set of coordinates.
+def links(fine: Point, coarse: Point, stride: int = 2) -> TapPairs | TapMap:
+    """What coarse rows read of fine ones through the taps of the s^3 cube; once per set of coordinates.
 
-    For Triton kernels the same as tables; either way what :func:`pointadapt.ops.sparse_conv.tap_conv` takes.
+    As pairs, or for Triton kernels as tables: either way what :func:`pointadapt.ops.sparse_conv.tap_conv` takes.
     """
     inverse = coarse.pooling_inverse
     assert inverse is not None
@@ -51,7 +52,7 @@ def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors | TapMap:
         x, y, z = (grid.long() % stride).unbind(1)
         return (x * stride + y) * stride + z
 
-    def make() -> Neighbors:
+    def make() -> TapPairs:
         tap = taps()
         order = tap.argsort(stable=True)
         found, start = [], 0
@@ -60,7 +61,7 @@ def links(fine: Point, coarse: Point, stride: int = 2) -> Neighbors | TapMap:
             if count:
                 found.append((number, inverse[rows], rows))
             start += count
-        return found
+        return TapPairs(found)
 
     if uses_triton(fine.feat):
         return fine.remember(("tap_links", stride), lambda: stride_map(taps(), inverse, len(coarse), stride**3))
@@ -96,6 +97,5 @@ class UpConv3d(Strided):
     def forward(self, coarse: Point) -> Tensor:
         fine = coarse.parent
         assert fine is not None
-        pairs = links(fine, coarse, self.stride)
-        pairs = pairs.reversed() if isinstance(pairs, TapMap) else [(tap, down, up) for tap, up, down in pairs]
-        return tap_conv(coarse.feat, self.weight, self.bias, pairs, len(fine))
+        back = links(fine, coarse, self.stride).reversed()
+        return tap_conv(coarse.feat, self.weight, self.bias, back, len(fine))
