@@ -1,7 +1,7 @@
 """What the taps of a sparse convolution connect, for PyTorch; :mod:`pointadapt.ops.tap_map` has it for Triton kernels.
 
 On a CPU rows are written a block at a time: all that a block reads is gathered tap by tap and multiplied, and one
-``embedding_bag`` adds up each row's products. What is gathered stays in the processor's cache, and nothing is scattered.
+``embedding_bag`` adds up each row's products. What is gathered stays in the processor's cache; nothing is scattered.
 """
 
 from __future__ import annotations
