@@ -51,6 +51,14 @@ def test_every_point_is_in_a_window_of_its_cloud():
     assert torch.equal(slots[where.own], torch.arange(len(point)))
 
 
+def test_gradients_of_rows_that_are_in_two_windows():
+    point = collate([cloud(19, 8), cloud(5, 4, seed=1), cloud(0), cloud(16, 6, seed=2)])
+    where = windows(point, "z", 8)
+    assert len(where.again) == sum(-count % 8 for count in point.counts if count > 8) > 0
+    qkv = torch.randn(len(point), 3 * 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda rows: window_attention(rows, 2, where), qkv)
+
+
 def test_prompt_tokens_take_part():
     point = cloud(50, 8)
     qkv = torch.randn(len(point), 3 * 8)

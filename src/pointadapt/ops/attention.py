@@ -8,13 +8,16 @@ shrink to the smallest cloud of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pointadapt.ops.frozen import no_graph
@@ -31,10 +34,17 @@ class Windows:
 
     members  one [P, W] int64 tensor of row numbers for each window length W that occurs
     own      [N] int64: the place of each row's output in the concatenation of all windows
+    again    [E] int64: the places of rows that fill up a last window; each has its output in another one
     """
 
     members: list[Tensor]
     own: Tensor
+    again: Tensor
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """[S] int64: the row in every place of the concatenation of all windows."""
+        return torch.cat([members.flatten() for members in self.members])
 
 
 def windows(point: Point, curve: str, size: int, shrink: bool = False) -> Windows:
@@ -57,7 +67,7 @@ def make_windows(point: Point, curve: str, size: int) -> Windows:
         if count:
             groups.setdefault(min(count, size), []).append((start, count))
         start += count
-    members, own = [], torch.empty_like(order)
+    members, again, own = [], [order[:0]], torch.empty_like(order)
     filled = 0  # slots handed out so far
     for length, clouds in groups.items():
         slots = []
@@ -66,16 +76,55 @@ def make_windows(point: Point, curve: str, size: int) -> Windows:
             position[count:] -= length
             slots.append(start + position)
             own[start : start + count] = filled + torch.arange(count, device=device)
+            again.append(torch.arange(filled + count, filled + len(position), device=device))
             filled += len(position)
         members.append(order[torch.cat(slots)].view(-1, length))
-    return Windows(members, own[inverse])
+    return Windows(members, own[inverse], torch.cat(again))
 
 
-def blocks(where: Windows, qkv: Tensor, frozen: bool) -> list[Tensor]:
-    """The windows in blocks whose gathered rows stay in a processor's cache, where nothing is kept for a gradient."""
-    if not frozen or qkv.device.type != "cpu" or torch.compiler.is_compiling():
-        return where.members
-    return [part for m in where.members for part in m.split(max(1, ROWS // m.shape[1]))]
+class ToWindows(torch.autograd.Function):
+    """[S, C]: the rows in the places of all windows. The gradient gathers, too: adding up row by row takes far longer,
+    and on a GPU comes out differently each time."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, where: Windows) -> Tensor:  # type: ignore[override]
+        ctx.where = where
+        return rows.index_select(0, where.slots)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        where = ctx.where
+        filling = grad.index_select(0, where.again)
+        return grad.index_select(0, where.own).index_add_(0, where.slots[where.again], filling), None
+
+
+class FromWindows(torch.autograd.Function):
+    """[N, C]: each row's own place out of [S, C]; the other way round in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, slots: Tensor, where: Windows) -> Tensor:  # type: ignore[override]
+        ctx.where = where
+        return slots.index_select(0, where.own)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        return grad.index_select(0, ctx.where.slots).index_fill_(0, ctx.where.again, 0), None
+
+
+def gathered(qkv: Tensor, where: Windows) -> Iterable[tuple[Tensor, Tensor]]:
+    """(members [P, W], their rows [P * W, 3C]) of all windows.
+
+    Where nothing is kept for a gradient, in blocks that stay in a processor's cache.
+    """
+    if not no_graph(qkv):
+        rows, sizes = ToWindows.apply(qkv, where), [members.numel() for members in where.members]
+        return zip(where.members, [rows] if len(sizes) == 1 else rows.split(sizes), strict=True)
+    parts = where.members
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        parts = [part for members in parts for part in members.split(max(1, ROWS // members.shape[1]))]
+    return ((members, qkv.index_select(0, members.reshape(-1))) for members in parts)
 
 
 def attend(
@@ -124,11 +173,12 @@ def window_attention(
     prompt (keys, values), both [T, C]: extra tokens that every window sees, e.g. prefix tuning; or both [B, T, C],
     those of its cloud, which ``batch`` [N] tells.
     """
+    if not where.members:
+        return qkv[:, : qkv.shape[1] // 3]
     outputs = []
-    for members in blocks(where, qkv, no_graph(qkv)):
+    for members, rows in gathered(qkv, where):
         # [P, W, 3, H, D] -> q, k, v [P, H, W, D]
-        rows = qkv.index_select(0, members.reshape(-1)).view(*members.shape, 3, heads, -1)
-        query, key, value = rows.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = rows.view(*members.shape, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         logits = None if bias is None else bias(members).to(query.dtype)
         if prompt is not None:
             tokens = []
@@ -143,6 +193,4 @@ def window_attention(
                 logits = F.pad(logits, (tokens[0].shape[2], 0))
         out = attend(query, key, value, mask=logits, scale=scale, dropout=dropout)
         outputs.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))  # [P * W, C]
-    if not outputs:
-        return qkv[:, : qkv.shape[1] // 3]
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).index_select(0, where.own)
+    return FromWindows.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), where)
