@@ -8,7 +8,7 @@ shrink to the smallest cloud of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pointadapt.ops.frozen import no_graph
+from pointadapt.ops.frozen import eager_cpu, no_graph
 from pointadapt.ops.order import curve_order
 from pointadapt.point import Point
 
@@ -45,6 +45,23 @@ class Windows:
     def slots(self) -> Tensor:
         """[S] int64: the row in every place of the concatenation of all windows."""
         return torch.cat([members.flatten() for members in self.members])
+
+    def fill(self, rows: Tensor) -> Tensor:
+        """[S, C]: rows [N, C] in the places of all windows."""
+
+        def back(grad: Tensor) -> Tensor:
+            filling = grad.index_select(0, self.again)
+            return grad.index_select(0, self.own).index_add_(0, self.slots[self.again], filling)
+
+        return Gather.apply(rows, self.slots, back)
+
+    def pick(self, slots: Tensor) -> Tensor:
+        """[N, C]: each row's own place out of [S, C]."""
+
+        def back(grad: Tensor) -> Tensor:
+            return grad.index_select(0, self.slots).index_fill_(0, self.again, 0)
+
+        return Gather.apply(slots, self.own, back)
 
 
 def windows(point: Point, curve: str, size: int, shrink: bool = False) -> Windows:
@@ -82,35 +99,21 @@ def make_windows(point: Point, curve: str, size: int) -> Windows:
     return Windows(members, own[inverse], torch.cat(again))
 
 
-class ToWindows(torch.autograd.Function):
-    """[S, C]: the rows in the places of all windows. The gradient gathers, too: adding up row by row takes far longer,
-    and on a GPU comes out differently each time."""
+class Gather(torch.autograd.Function):
+    """[len(index), C]: ``rows[index]``, whose gradient is ``back(gradient)``.
+
+    Where that gathers, too, it takes a fraction of adding up row by row, and a GPU finds the same each time.
+    """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, where: Windows) -> Tensor:  # type: ignore[override]
-        ctx.where = where
-        return rows.index_select(0, where.slots)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        where = ctx.where
-        filling = grad.index_select(0, where.again)
-        return grad.index_select(0, where.own).index_add_(0, where.slots[where.again], filling), None
-
-
-class FromWindows(torch.autograd.Function):
-    """[N, C]: each row's own place out of [S, C]; the other way round in the backward pass."""
-
-    @staticmethod
-    def forward(ctx, slots: Tensor, where: Windows) -> Tensor:  # type: ignore[override]
-        ctx.where = where
-        return slots.index_select(0, where.own)
+    def forward(ctx, rows: Tensor, index: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:  # type: ignore[override]
+        ctx.back = back
+        return rows.index_select(0, index)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return grad.index_select(0, ctx.where.slots).index_fill_(0, ctx.where.again, 0), None
+        return ctx.back(grad), None, None
 
 
 def gathered(qkv: Tensor, where: Windows) -> Iterable[tuple[Tensor, Tensor]]:
@@ -119,10 +122,10 @@ def gathered(qkv: Tensor, where: Windows) -> Iterable[tuple[Tensor, Tensor]]:
     Where nothing is kept for a gradient, in blocks that stay in a processor's cache.
     """
     if not no_graph(qkv):
-        rows, sizes = ToWindows.apply(qkv, where), [members.numel() for members in where.members]
+        rows, sizes = where.fill(qkv), [members.numel() for members in where.members]
         return zip(where.members, [rows] if len(sizes) == 1 else rows.split(sizes), strict=True)
     parts = where.members
-    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+    if eager_cpu(qkv):
         parts = [part for members in parts for part in members.split(max(1, ROWS // members.shape[1]))]
     return ((members, qkv.index_select(0, members.reshape(-1))) for members in parts)
 
@@ -193,4 +196,4 @@ def window_attention(
                 logits = F.pad(logits, (tokens[0].shape[2], 0))
         out = attend(query, key, value, mask=logits, scale=scale, dropout=dropout)
         outputs.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))  # [P * W, C]
-    return FromWindows.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), where)
+    return where.pick(outputs[0] if len(outputs) == 1 else torch.cat(outputs))

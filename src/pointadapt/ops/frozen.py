@@ -22,13 +22,18 @@ def no_graph(feat: Tensor, *modules: nn.Module) -> bool:
     return not feat.requires_grad and not any(p.requires_grad for m in modules for p in m.parameters())
 
 
+def eager_cpu(feat: Tensor) -> bool:
+    """Whether blocks that stay in the cache help: on a CPU, unless torch.compile traces."""
+    return feat.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def by_rows(call: Callable[[Tensor], Tensor], feat: Tensor, width: int) -> Tensor:
     """``call(feat)`` for a ``call`` that works row by row with at most ``width`` numbers between: in blocks of rows.
 
     No graph may be needed. On a GPU, and while torch.compile traces, all rows are one block.
     """
     rows = max(256, BLOCK // width)
-    if feat.device.type != "cpu" or len(feat) <= 2 * rows or torch.compiler.is_compiling():
+    if len(feat) <= 2 * rows or not eager_cpu(feat):
         return call(feat)
     first = call(feat[:rows])
     out = first.new_empty(len(feat), *first.shape[1:])

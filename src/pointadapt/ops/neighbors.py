@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pointadapt.errors import UserError
+from pointadapt.ops.frozen import eager_cpu
 from pointadapt.point import Point
 
 Rule = Literal["clean", "released"]
@@ -154,7 +155,7 @@ def nearest(query: Tensor, coord: Tensor, count: int) -> Tensor:
     Coordinates must be finite (:func:`check_finite`): SciPy refuses others with a ValueError, comparing does not.
     """
     points = coord.shape[1]
-    if coord.device.type == "cpu" and points >= max(256, 4 * count) and not torch.compiler.is_compiling():
+    if points >= max(256, 4 * count) and eager_cpu(coord):
         rows = candidates(query, coord, count + SPARE)
         flat = rows.flatten(1)
         near = [coord[..., axis].gather(1, flat).view_as(rows) for axis in range(3)]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pointadapt.errors import UserError
+from pointadapt.ops.frozen import eager_cpu
 from pointadapt.ops.tap_map import TapMap
 from pointadapt.ops.tap_pairs import Pairs, TapPairs
 from pointadapt.ops.voxel import cloud_key
@@ -122,7 +123,7 @@ def add_taps(out: Tensor, feat: Tensor, taps: Tensor, links: TapPairs) -> None:
     Sums of 16-bit numbers would lose what further taps add.
     """
     weights = taps.transpose(0, 2).unbind(1)  # [in, out] of each tap
-    if feat.device.type != "cpu" or torch.compiler.is_compiling():
+    if not eager_cpu(feat):
         for tap, written, read in links.pairs:
             out.index_add_(0, written, (feat.index_select(0, read) @ weights[tap]).to(out.dtype))
         return
@@ -139,7 +140,7 @@ def add_taps(out: Tensor, feat: Tensor, taps: Tensor, links: TapPairs) -> None:
 
 def add_weight_gradient(grad_taps: Tensor, grad: Tensor, feat: Tensor, links: TapPairs) -> None:
     """Add every tap's sum over its pairs of grad[written] x feat[read] to ``grad_taps`` [out, k^3, in]."""
-    if feat.device.type != "cpu" or torch.compiler.is_compiling():
+    if not eager_cpu(feat):
         for tap, written, read in links.pairs:
             grad_taps[:, tap] += grad.index_select(0, written).T @ feat.index_select(0, read)
         return
