@@ -220,6 +220,25 @@ def test_what_is_asked_reaches_the_model(run, tmp_path, monkeypatch):
     assert told == ["last", 3, "best", 2]
 
 
+def test_a_scan_that_memory_does_not_suffice_for_leaves_the_others_labelled(run, tmp_path, monkeypatch):
+    ask, calls = scenes.vote, []
+
+    def vote(*arguments):
+        calls.append(None)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return ask(*arguments)
+
+    monkeypatch.setattr(scenes, "vote", vote)
+    source = tmp_path / "scans"
+    source.mkdir()
+    for name in ("test4.ply", "train0.ply"):
+        (source / name).write_bytes((run.data / name).read_bytes())
+    with pytest.raises(UserError, match=r"1 of 2 scans .* GPU's memory is full: lower tile in .*run\.json; the others"):
+        predict(run, source, tmp_path / "out", quiet=True)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["train0.ply"]
+
+
 def test_an_unfinished_run(tmp_path):
     started = tiny_run(tmp_path)
     started.save(DataSet.open(started.data))

@@ -164,6 +164,15 @@ def test_accumulated_parts_hold_the_crops_of_the_whole_step(tmp_path):
     assert train(tiny_run(tmp_path, grad_accum=2, steps=2))["steps"] == 2
 
 
+def test_a_full_gpu_ends_training_with_what_takes_less(tmp_path, monkeypatch):
+    def full(groups):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sys.modules["pointadapt.train"], "make_optimizer", full)
+    with pytest.raises(UserError, match="memory is full: lower points or batch_size"):
+        train(tiny_run(tmp_path))
+
+
 def test_accumulated_gradients_are_the_whole_step_s(tmp_path, monkeypatch):
     """Weights after plain gradient descent, which unlike AdamW shows a sum taken for a mean."""
     trainer = sys.modules["pointadapt.train"]

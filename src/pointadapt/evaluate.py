@@ -18,7 +18,7 @@ from pointadapt.domains.models import load_model
 from pointadapt.errors import UserError
 from pointadapt.files import read_json, write_text
 from pointadapt.metrics import Absent, scores
-from pointadapt.predict import with_views
+from pointadapt.predict import memory_of, with_views
 from pointadapt.run import Run, read_settings
 
 #: Scans or shapes that report.html shows in 3D.
@@ -65,7 +65,8 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(domain, checkpoint).to(device)
     asked = Asked(run.tta, absent, (corruption, severity) if corruption else None)
-    found = domain.evaluate(model, domain.items(split), device, asked, SCENES)
+    with memory_of(run):
+        found = domain.evaluate(model, domain.items(split), device, asked, SCENES)
     selection = LAST if checkpoint == "last" else SELECTION[run.select if domain.held_out() else "last"]
     result = {
         "run": str(run.folder),

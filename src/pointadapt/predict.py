@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from pointadapt.data.io import left_out
 from pointadapt.domains.domain import Show, remembered_domain
 from pointadapt.domains.models import load_model
 from pointadapt.errors import UserError
+from pointadapt.kinds import SCENES
+from pointadapt.ops.devices import enough_memory
 from pointadapt.run import Run
 
 #: Files that could not be read, told one by one; of the others the number.
@@ -64,7 +66,8 @@ def predict(
         for number, (file, target) in enumerate(jobs, 1):
             show(0, f"{file.name} ({number}/{len(jobs)})")
             try:
-                answer = domain.label(model, file, target, device, show)
+                with memory_of(domain.run):
+                    answer = domain.label(model, file, target, device, show)
                 answers.setdefault(target, []).append((file, answer))
             except UserError as error:
                 if len(jobs) == 1:
@@ -85,6 +88,12 @@ def predict(
 def with_views(run: Run, tta: int | None) -> Run:
     """The run with other test-time views. Raises UserError for a number that does not exist."""
     return run if tta is None else replace(run, tta=tta)
+
+
+def memory_of(run: Run) -> AbstractContextManager[None]:
+    """Around evaluation and prediction: raises UserError where memory is full, with the setting that takes less."""
+    setting = "tile" if run.kind == SCENES.name else "batch_size"
+    return enough_memory(f"lower {setting} in {run.folder / 'run.json'}")
 
 
 @contextmanager

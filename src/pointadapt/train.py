@@ -40,6 +40,7 @@ from pointadapt.domains.domain import Asked, Domain, open_domain
 from pointadapt.domains.models import build_model
 from pointadapt.errors import Diverged, UserError
 from pointadapt.files import write_text
+from pointadapt.ops.devices import enough_memory
 from pointadapt.ops.levels import Levels
 from pointadapt.optim import make_optimizer, make_schedule, parameter_groups
 from pointadapt.run import Run
@@ -136,6 +137,7 @@ class KeptBatches(Batches):
         return map(self.__getitem__, self.passes(start))
 
 
+@enough_memory("lower points or batch_size, raise grad_accum, or set checkpointing")
 def train(run: Run, resume: bool = False, overwrite: bool = False, validate: bool = True) -> dict[str, Any]:
     """Adapt a backbone as ``run`` says; returns scores, seconds, peak memory and parameter counts.
 

@@ -23,6 +23,7 @@ import torch
 from pointadapt.compare.arms import Arm
 from pointadapt.domains.domain import Domain, autocast, open_domain
 from pointadapt.domains.models import adapted, build_task, copied
+from pointadapt.ops.devices import enough_memory
 from pointadapt.run import Run
 from pointadapt.train import count_parameters
 
@@ -53,6 +54,7 @@ class Entry:
     batch: dict[str, Any]
 
 
+@enough_memory("measure costs where there is more, by the same command with --report-only")
 def measure(runs: Sequence[tuple[Arm, Run]], rounds: int = ROUNDS) -> dict[str, Cost]:
     """Arm's name -> Cost, all on the same batch of training data."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells the terminal when it starts and stops
