@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pointadapt as pa
+from pointadapt.checkpoint import check_resumable
+from pointadapt.data.benchmarks import BENCHMARKS, facts
+from pointadapt.domains.domain import open_domain
 
 NOT_YET = "not yet reproduced here"
 SCORES = ("miou", "macc", "allacc")
 #: The published rule: a class that never occurs counts as 0 in the means.
 ABSENT = "zero"
+#: Left out of the rows of full fine-tuning on ScanNet++.
+SCANNETPP_FULL = "the released full fine-tuning drops points, with probability 0.8, and crops 80 % before all else"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Recipe:
     """A column of a published table.
 
     source   paper and table
+    layout   the benchmark, as pointadapt init --layout names it
     common   Run fields that all rows share
     rows     name in the table -> Row; the first is the paper's own method
     guessed  settings that the paper does not give, as sentences
@@ -51,6 +57,7 @@ class Recipe:
 
     title: str
     source: str
+    layout: str
     common: dict[str, Any]
     rows: dict[str, Row]
     guessed: tuple[str, ...] = ()
@@ -59,9 +66,28 @@ class Recipe:
         """The Run of a row; ``changes`` take the place of the paper's settings."""
         data = Path(data)
         cache = (data if data.suffix != ".yaml" else data.parent) / ".prepared"
-        out = Path("runs") / f"{self.title}-{name}".replace(" ", "-")
+        own = [Path(changes["labels"]).name] if "labels" in changes else []
+        own += [f"seed{changes['seed']}"] if changes.get("seed") else []
+        out = Path("runs") / "-".join([self.title, name, *own]).replace(" ", "-").replace("%", "pc")
         settings = {"data": data, "out": out, "cache": cache, **self.common, **self.rows[name].settings, **changes}
         return pa.Run(**settings)
+
+    def score(self, run: pa.Run, resume: bool) -> dict[str, Any]:
+        """Train, unless that is done, and evaluate as published.
+
+        Raises UserError for data of another benchmark, and where what is to be resumed has other settings.
+        """
+        domain = open_domain(run)
+        if domain.names != facts(self.layout)["names"]:
+            raise pa.UserError(
+                f"{domain.dataset.file} does not have the classes of {BENCHMARKS[self.layout].title}, which this "
+                f"recipe is for: write it with pointadapt init --layout {self.layout}"
+            )
+        if resume and (run.folder / "result.json").is_file():
+            check_resumable(domain.run, domain.settled(pa.Run.load(run.folder)), domain.dataset)
+        else:
+            pa.train(run, resume=resume and (run.folder / "state").is_dir())
+        return pa.evaluate(run, absent=ABSENT)
 
     def told(self, name: str, result: dict[str, Any] | None = None) -> str:
         """The paper's figures, ours as published in this repository, and those of this run, in percent."""
@@ -85,13 +111,6 @@ def arguments(recipe: Recipe, text: str | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="run folder")
     parser.add_argument("--resume", action="store_true")
     return parser.parse_args()
-
-
-def score(run: pa.Run, resume: bool) -> dict[str, Any]:
-    """Train, unless that is done, and evaluate as published."""
-    if not (resume and (run.folder / "result.json").is_file()):
-        pa.train(run, resume=resume and (run.folder / "state").is_dir())
-    return pa.evaluate(run, absent=ABSENT)
 
 
 @contextmanager
@@ -119,4 +138,4 @@ def main(recipe: Recipe, text: str | None) -> None:
     given, changes = begin(recipe, text)
     with in_one_sentence():
         run = recipe.run(given.method, given.data, **changes)
-        print(recipe.told(given.method, score(run, given.resume)))
+        print(recipe.told(given.method, recipe.score(run, given.resume)))

@@ -7,13 +7,14 @@ python recipes/s3dis_6fold_gem.py data/s3dis --method gem --resume
 from pathlib import Path
 
 from gem_paper import FROM_SCANNET, GUESSED, METHODS, SETTINGS
-from recipe import Recipe, begin, in_one_sentence, row, score
+from recipe import Recipe, begin, in_one_sentence, row
 
 import pointadapt as pa
 
 RECIPE = Recipe(
     "GEM on S3DIS 6-fold",
     "GEM, arXiv 2505.22444, table 1",
+    "s3dis",
     {**SETTINGS, "points": 204_800, "epochs": 375},
     {
         "gem": row((77.9, 88.2, 92.1), **METHODS["gem"]),
@@ -32,7 +33,8 @@ AREAS = [f"Area_{number}" for number in range(1, 7)]
 
 def runs(name: str, data: Path | str, **changes) -> list[pa.Run]:
     """One run for each area; their folders lie in ``out``."""
-    out = Path(changes.pop("out", None) or RECIPE.run(name, data).folder)
+    out = RECIPE.run(name, data, **changes).folder
+    changes.pop("out", None)
     return [RECIPE.run(name, Path(data) / f"{area}.yaml", out=out / area, **changes) for area in AREAS]
 
 
@@ -41,5 +43,5 @@ if __name__ == "__main__":
     with in_one_sentence():
         made = runs(given.method, given.data, **changes)
         for run in made:
-            score(run, given.resume)
+            RECIPE.score(run, given.resume)
         print(RECIPE.told(given.method, pa.pool([run.folder for run in made])))

@@ -10,6 +10,7 @@ from recipe import Recipe, main, row
 RECIPE = Recipe(
     "GEM on S3DIS Area 5",
     "GEM, arXiv 2505.22444, table 1",
+    "s3dis",
     {**SETTINGS, "points": 204_800, "epochs": 375},
     {
         "gem": row((75.1, 83.0, 92.1), **METHODS["gem"]),

@@ -10,6 +10,7 @@ from recipe import Recipe, main, row
 RECIPE = Recipe(
     "PointTPA on S3DIS Area 5",
     "PointTPA, arXiv 2604.04933, table 1",
+    "s3dis",
     {**SETTINGS, "points": 204_800, "steps": 153_000},
     {
         "pointtpa": row((74.9, 81.7, 92.9), **METHODS["pointtpa"]),

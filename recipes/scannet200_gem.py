@@ -10,6 +10,7 @@ from recipe import Recipe, main, row
 RECIPE = Recipe(
     "GEM on ScanNet200",
     "GEM, arXiv 2505.22444, table 1",
+    "scannet200",
     SETTINGS,
     {
         "gem": row((35.6, 46.9, 83.3), **METHODS["gem"]),

@@ -18,6 +18,7 @@ def variant(**options):
 RECIPE = Recipe(
     "GEM ablations on ScanNet",
     "GEM, arXiv 2505.22444, table 6",
+    "scannet",
     SETTINGS,
     {
         "gem": row((78.3, 86.6, 92.3), **METHODS["gem"]),

@@ -31,6 +31,7 @@ ROWS = {
 RECIPE = Recipe(
     "GEM on ScanNet with tight budgets",
     "GEM, arXiv 2505.22444, table 10",
+    "scannet",
     SETTINGS,
     {
         f"{name}-{budget}": row(paper, **settings(name, size))

@@ -13,6 +13,7 @@ from recipe import Recipe, main, row
 RECIPE = Recipe(
     "GEM on ScanNet with decoder",
     "GEM, arXiv 2505.22444, table 4",
+    "scannet",
     {**SETTINGS, "decoder": True},
     {
         "gem": row((79.5, 87.3, 92.7), **METHODS["gem"]),

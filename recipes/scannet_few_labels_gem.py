@@ -25,6 +25,7 @@ MIOU = {
 RECIPE = Recipe(
     "GEM on ScanNet with few labels",
     "GEM, arXiv 2505.22444, table 2",
+    "scannet",
     {**SETTINGS, "epochs": None, "steps": 5_004},
     {
         f"{name}-{labels}": row((miou,), **METHODS[name], labels=labels)

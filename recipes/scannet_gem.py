@@ -10,6 +10,7 @@ from recipe import Recipe, main, row
 RECIPE = Recipe(
     "GEM on ScanNet",
     "GEM, arXiv 2505.22444, table 1",
+    "scannet",
     SETTINGS,
     {
         "gem": row((78.3, 86.6, 92.3), **METHODS["gem"]),

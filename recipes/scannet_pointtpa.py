@@ -10,6 +10,7 @@ from recipe import Recipe, main, row
 RECIPE = Recipe(
     "PointTPA on ScanNet",
     "PointTPA, arXiv 2604.04933, table 1",
+    "scannet",
     {**SETTINGS, "steps": 240_200},
     {
         "pointtpa": row((78.4, 86.3, 92.3), **METHODS["pointtpa"]),

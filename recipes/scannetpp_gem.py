@@ -5,11 +5,12 @@ python recipes/scannetpp_gem.py data/scannetpp
 """
 
 from gem_paper import FROM_SCANNET, GUESSED, METHODS, SETTINGS
-from recipe import Recipe, main, row
+from recipe import SCANNETPP_FULL, Recipe, main, row
 
 RECIPE = Recipe(
     "GEM on ScanNet++",
     "GEM, arXiv 2505.22444, table 1",
+    "scannetpp",
     {**SETTINGS, "points": 204_800},
     {
         "gem": row((46.6, 60.3, 86.3), **METHODS["gem"]),
@@ -21,7 +22,7 @@ RECIPE = Recipe(
         "ft": row((49.8, 61.2, 87.6), **METHODS["ft"]),
         "full": row((43.7, 55.8, 86.6), **METHODS["full"], epochs=800),
     },
-    (*GUESSED, FROM_SCANNET),
+    (*GUESSED, FROM_SCANNET, SCANNETPP_FULL),
 )
 
 if __name__ == "__main__":

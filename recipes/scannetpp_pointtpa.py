@@ -5,11 +5,12 @@ python recipes/scannetpp_pointtpa.py data/scannetpp --method pointtpa
 """
 
 from pointtpa_paper import GUESSED, METHODS, SETTINGS
-from recipe import Recipe, main, row
+from recipe import SCANNETPP_FULL, Recipe, main, row
 
 RECIPE = Recipe(
     "PointTPA on ScanNet++",
     "PointTPA, arXiv 2604.04933, table 1",
+    "scannetpp",
     {**SETTINGS, "points": 204_800, "epochs": 800},
     {
         "pointtpa": row((40.9, 52.9, 86.1), **METHODS["pointtpa"]),
@@ -26,7 +27,7 @@ RECIPE = Recipe(
         "ft": row((41.8, 50.7, 86.3), **METHODS["ft"]),
         "ft-decoder": row((43.7, 55.8, 86.6), **METHODS["ft-decoder"]),
     },
-    GUESSED,
+    (*GUESSED, SCANNETPP_FULL),
 )
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from recipe import Recipe, main, row
 RECIPE = Recipe(
     "GEM on SemanticKITTI",
     "GEM, arXiv 2505.22444, table 5",
+    "semantickitti",
     {**SETTINGS, "epochs": 50, "batch_size": 12, "weight_decay": 0.005, "mix3d": 0.0, "eval_every": 4_000},
     {
         "gem": row((67.7, 75.5, 93.1), **METHODS["gem"]),

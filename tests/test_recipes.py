@@ -15,6 +15,7 @@ import torch
 from pointadapt.analysis.matrix import BACKBONES
 from pointadapt.data.benchmark_init import init_benchmark
 from pointadapt.data.benchmarks import find_benchmark
+from pointadapt.errors import UserError
 from pointadapt.evaluate import pool
 from pointadapt.methods import adapt
 from pointadapt.run import method_config
@@ -116,6 +117,14 @@ def test_published_settings(tmp_path):
     assert [decoder.run(row, tmp_path).epochs for row in ("gem", "full", "full-rerun")] == [100, 800, 100]
 
 
+def test_what_changes_a_result_is_in_the_folder_s_name(tmp_path):
+    recipe = importlib.import_module("scannet_gem").RECIPE
+    asked = ({}, {"seed": 1}, {"labels": "10%"}, {"labels": str(tmp_path / "lists" / "1.txt")})
+    assert [recipe.run("gem", tmp_path, **changes).folder.name for changes in asked] == [
+        "GEM-on-ScanNet-gem", "GEM-on-ScanNet-gem-seed1", "GEM-on-ScanNet-gem-10pc", "GEM-on-ScanNet-gem-1.txt",
+    ]  # fmt: skip
+
+
 def test_folds_of_s3dis(tmp_path):
     module = importlib.import_module("s3dis_6fold_gem")
     runs = module.runs("gem", tmp_path / "s3dis", out=tmp_path / "out", seed=3)
@@ -128,21 +137,26 @@ def test_one_from_end_to_end(tmp_path, capsys):
     data = write_s3dis(tmp_path / "s3dis")
     init_benchmark(data, find_benchmark(data, "s3dis", "6fold"), grid_size=0.2)
     module = importlib.import_module("s3dis_6fold_gem")
-    recipe = importlib.import_module("recipe")
     small = {
         "backbone": str(write_backbone(tmp_path / "tiny.safetensors")), "epochs": None, "steps": 2, "batch_size": 2,
         "points": 300, "tta": 1, "eval_every": 2, "num_workers": 0, "precision": "no", "threads": 1, "mix3d": 0.0,
     }  # fmt: skip
     runs = module.runs("gem", data, out=tmp_path / "out", **small)
     for run in runs:
-        recipe.score(run, resume=True)
+        module.RECIPE.score(run, resume=True)
     pooled = pool([run.folder for run in runs])
     assert pooled["points"] == 6 * 400
     before = (runs[0].folder / "result.json").stat().st_mtime_ns
-    recipe.score(runs[0], resume=True)
+    module.RECIPE.score(runs[0], resume=True)
     assert (runs[0].folder / "result.json").stat().st_mtime_ns == before
     print(module.RECIPE.told("gem", pooled))
     assert "paper 77.9" in capsys.readouterr().out
+    for name, changes in (("gem", {"seed": 1}), ("gem", {"labels": "20%"}), ("lora", {})):
+        (other, *_) = module.runs(name, data, out=tmp_path / "out", **{**small, **changes})
+        with pytest.raises(UserError, match="was started with other settings"):
+            module.RECIPE.score(other, resume=True)
+    with pytest.raises(UserError, match=r"Area_1\.yaml does not have the classes of ScanNet v2.*--layout scannet"):
+        importlib.import_module("scannet_gem").RECIPE.score(runs[0], resume=True)
 
 
 def test_what_the_user_can_mend_is_one_sentence(tmp_path):

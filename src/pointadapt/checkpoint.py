@@ -77,6 +77,11 @@ def check_resumable(run: Run, started: Run, dataset: Any) -> None:
 
     The data may have moved since.
     """
+    before, now = started.as_dict(), run.as_dict()
+    changed = [k for k in now if now[k] != before[k] and k not in FREE]
+    if changed:
+        told = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed)
+        raise UserError(f"{run.folder} was started with other settings ({told}): a resumed run must keep them")
     file = run.folder / "run.json"
     content = read_settings(file)["dataset"]
     then = type(dataset).from_dict(content, dataset.folder, file)  # keys since then: their defaults
@@ -84,11 +89,6 @@ def check_resumable(run: Run, started: Run, dataset: Any) -> None:
         raise UserError(
             f"{dataset.file} is another data set than {run.folder} was started on: give that one, or another --out"
         )
-    before, now = started.as_dict(), run.as_dict()
-    changed = [k for k in now if now[k] != before[k] and k not in FREE]
-    if changed:
-        told = ", ".join(f"{k} {before[k]} -> {now[k]}" for k in changed)
-        raise UserError(f"{run.folder} was started with other settings ({told}): a resumed run must keep them")
 
 
 def clear_folder(out: Path) -> None:
