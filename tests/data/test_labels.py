@@ -1,9 +1,11 @@
 """Fewer labels of scans: shares that nest and follow the seed, labelled points, scans held out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from pointadapt.data.labels import fewer_items, hold_out, keep_labels, keep_points, parse_labels
+from pointadapt.data.labels import fewer_items, hold_out, keep_labels, keep_points, listed_scans, named, parse_labels
 from pointadapt.data.scans import DataSet
 from pointadapt.errors import UserError
 
@@ -56,5 +58,43 @@ def test_as_many_labels_as_asked_are_kept():
     for kept in (few, more, other):
         np.testing.assert_array_equal(kept[kept >= 0], segment[kept >= 0])
     assert (more[few >= 0] >= 0).all() and ((few >= 0) != (other >= 0)).any()
+    assert (keep_labels(segment, 10, 0, "a.ply") != keep_labels(segment, 10, 0, "b.ply")).any()
     np.testing.assert_array_equal(keep_labels(segment, 1000, 0), segment)
     np.testing.assert_array_equal(keep_points(segment, np.array([3, 4]), "a"), [-1] * 3 + [2, -1] + [-1] * 295)
+
+
+AREAS = [Path(f"s3dis/Area_{area}/{room}") for area in (1, 2) for room in ("office_1", f"hallway_{area}")]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("Area_2/office_1", "s3dis/Area_2/office_1"),
+        ("s3dis/Area_1/office_1", "s3dis/Area_1/office_1"),
+        ("hallway_2", "s3dis/Area_2/hallway_2"),
+        ("hallway_2.ply", "s3dis/Area_2/hallway_2"),
+        (str(Path("s3dis/Area_1/office_1").absolute()), "s3dis/Area_1/office_1"),
+        ("Area_3/office_1", None),
+        ("ffice_1", None),
+    ],
+)
+def test_a_name_in_a_list_is_an_end_of_a_scan_s_path(name, path):
+    assert named([name], AREAS, "list.txt") == ({name: Path(path)} if path else {})
+
+
+def test_a_name_of_several_scans_is_refused(tmp_path):
+    with pytest.raises(UserError, match="list.txt lists 'office_1', which may be Area_1/office_1 or Area_2/office_1"):
+        named(["office_1"], AREAS, "list.txt")
+    frames = tuple(f"sequences/{number}/velodyne/000000.bin" for number in ("00", "10"))
+    for frame in frames:
+        (tmp_path / frame).parent.mkdir(parents=True)
+        (tmp_path / frame).touch()
+    dataset = DataSet(tmp_path, {0: "a"}, splits={"train": frames})
+    file = tmp_path / "few.txt"
+    file.write_text("00/velodyne/000000.bin\n")
+    assert listed_scans(dataset, str(file)).scans("train") == frames[:1]
+    file.write_text(f"{frames[1]}\n{frames[1]}\n")
+    assert listed_scans(dataset, str(file)).scans("train") == frames[1:]
+    file.write_text("000000\n")
+    with pytest.raises(UserError, match="write more of its path"):
+        listed_scans(dataset, str(file))

@@ -126,6 +126,29 @@ def test_training_scans_are_thinned_evaluated_ones_are_not(tmp_path):
         assert len(count) == len(np.unique(np.floor(made["coord"].astype(float) / dataset.voxel), axis=0))
 
 
+def test_as_many_points_of_a_scan_are_labelled_as_asked_however_large_it_is(tmp_path):
+    dataset = write(tmp_path)
+    whole, cut = (ScanDataset(dataset, "train", points=20, limit=limit) for limit in (500_000, 100))
+    assert len(whole) == 2 < len(cut)
+    for items in (whole, cut):
+        assert sum((items[i]["segment"] >= 0).sum() for i in range(len(items))) == 40
+    more, other = (ScanDataset(dataset, "train", points=30, seed=seed)[0]["segment"] for seed in (0, 1))
+    assert (more[whole[0]["segment"] >= 0] >= 0).all() and len(other) == len(more) and (other != more).any()
+
+
+def test_listed_points_belong_to_one_of_several_scans_of_a_name(tmp_path):
+    for area in ("Area_1", "Area_2"):
+        (tmp_path / area).mkdir()
+        write(tmp_path / area, counts=(300,))
+    splits = {"train": ("Area_1/0.npz", "Area_2/0.npz")}
+    dataset = replace(DataSet.open(tmp_path / "Area_1"), folder=tmp_path, splits=splits)
+    rows = {f"Area_{area}/0": np.arange(10 * area) for area in (1, 2)}
+    items = ScanDataset(dataset, "train", points=(tmp_path / "points.json", rows))
+    assert [(items[i]["segment"] >= 0).sum() for i in range(2)] == [10, 20]
+    with pytest.raises(UserError, match=r"points.json lists '0', which may be Area_1/0.npz or Area_2/0.npz"):
+        ScanDataset(dataset, "train", points=(tmp_path / "points.json", {"0": np.arange(3)}))
+
+
 def test_nothing_labelled_or_nothing_listed(tmp_path):
     with pytest.raises(UserError, match=r"dataset.yaml: the split 'val' lists no scans"):
         ScanDataset(write(tmp_path), "val")

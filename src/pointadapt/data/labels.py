@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,19 +107,39 @@ def listed_scans(dataset: Any, labels: str) -> Any:
         raise UserError(f"labels is {labels}: lists in files are for scenes; give a share of the training items")
     if file.suffix != ".txt":  # a list of points: see listed_points
         return dataset
-    scans = {scan_name(entry): entry for entry in dataset.scans("train")}
-    names = [scan_name(line) for line in read_text(file).splitlines() if line.strip()]
-    unknown = next((name for name in names if name not in scans), None)
+    scans = dict(zip(dataset.paths("train"), dataset.scans("train"), strict=True))
+    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    meant = named(names, scans, file)
+    unknown = next((name for name in names if name not in meant), None)
     if unknown is not None or not names:
         what = f"lists {unknown!r}, which is no training scan of {dataset.file}" if names else "lists no scan"
-        raise UserError(f"{file} {what}: it needs one name a line, such as {next(iter(scans), 'scene0000_00')}")
-    kept = tuple(scans[name] for name in dict.fromkeys(names))
+        example = next(iter(scans.values()), "scene0000_00")
+        raise UserError(f"{file} {what}: it needs one name a line, such as {Path(scan_of(example)).stem}")
+    kept = tuple(dict.fromkeys(scans[meant[name]] for name in names))
     return replace(dataset, splits={**dataset.splits, "train": kept})
 
 
-def scan_name(path: Path | str) -> str:
-    """Its last part without an ending, as lists have it."""
-    return Path(scan_of(str(path).strip())).stem
+def named(names: Iterable[str], paths: Iterable[Path], file: Any) -> dict[str, Path]:
+    """Name in the list ``file`` -> the one of ``paths`` that it is an end of, with or without the ending of a file.
+
+    Names of none are left out. Raises UserError for a name of several: S3DIS has an office_1 in every area.
+    """
+    ends: dict[tuple[str, ...], list[Path]] = {}
+    for path in paths:
+        whole = Path(os.path.abspath(path))
+        for parts in {whole.parts, whole.with_suffix("").parts}:
+            for start in range(len(parts)):
+                ends.setdefault(parts[start:], []).append(path)
+    found = {}
+    for name in names:
+        end = Path(scan_of(name))
+        fits = ends.get(end.parts) or (ends.get(end.with_suffix("").parts, []) if end.name else [])
+        if len(fits) > 1:
+            one, other = (f"{path.parent.name}/{path.name}" for path in fits[:2])
+            raise UserError(f"{file} lists {name!r}, which may be {one} or {other}: write more of its path")
+        if fits:
+            found[name] = fits[0]
+    return found
 
 
 def listed_points(labels: str) -> dict[str, np.ndarray] | None:
@@ -163,10 +186,10 @@ def keep_points(segment: np.ndarray, rows: np.ndarray, source: Any) -> np.ndarra
     return fewer
 
 
-def keep_labels(segment: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """A copy of labels [N] in which ``count`` random ones of those that are not -1 are left."""
+def keep_labels(segment: np.ndarray, count: int, seed: int, scan: str = "") -> np.ndarray:
+    """A copy of labels [N] in which ``count`` random ones of those that are not -1 are left; others in each scan."""
     labelled = np.flatnonzero(segment >= 0)
-    kept = np.random.default_rng([seed, 43]).permutation(labelled)[:count]
+    kept = np.random.default_rng([seed, 43, zlib.crc32(scan.encode())]).permutation(labelled)[:count]
     fewer = np.full_like(segment, -1)
     fewer[kept] = segment[kept]
     return fewer

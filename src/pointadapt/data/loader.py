@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pointadapt.data.io import files_of
-from pointadapt.data.labels import keep_points
+from pointadapt.data.labels import keep_labels, keep_points, named
 from pointadapt.data.scans import DataSet
 from pointadapt.data.tiles import MARGIN, tiles
 from pointadapt.data.transforms import Sample, Transform, take
@@ -42,7 +42,7 @@ class ScanDataset(Dataset):
     cache        folder for prepared scans (memory-mapped, shared by workers, found again by the next run);
                  None keeps them in memory
     repeat       passes over the scans that make up one epoch
-    points       scan name -> indices of the points whose labels are known, for training with few of them
+    points       for training with few labels: how many of each scan are known, or (list of them, scan name -> indices)
     workers      processes that fill the cache
     """
 
@@ -56,12 +56,13 @@ class ScanDataset(Dataset):
         limit: int = 500_000,
         cache: Path | str | None = None,
         repeat: int = 1,
-        points: dict[str, np.ndarray] | None = None,
+        points: int | tuple[Path, dict[str, np.ndarray]] | None = None,
         workers: int = 0,
     ):
         self.dataset, self.split, self.transform, self.seed, self.repeat = dataset, split, transform, seed, repeat
         self.train = split == "train" if train is None else train
-        self.limit, self.points = limit, points
+        self.limit = limit
+        self.points = listed(points, dataset.paths(split)) if isinstance(points, tuple) else points
         self.cache = Path(cache) if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by worker processes too
         self.items: list[Sample | Path] = []
@@ -121,10 +122,13 @@ class ScanDataset(Dataset):
         sample = self.dataset.read(path)
         if self.train:
             sample.pop("more_segments", None)  # learned from is the first label
-            if self.points is not None:
-                rows = self.listed(path)
-                sample = {**sample, "segment": keep_points(sample["segment"], rows, path)}
-            sample = thin(sample, self.dataset.voxel, np.random.default_rng(self.seed), self.points is not None)
+            rng, known = np.random.default_rng(self.seed), self.points
+            if isinstance(known, dict):
+                sample = {**sample, "segment": keep_points(sample["segment"], known[path], path)}
+            sample = thin(sample, self.dataset.voxel, rng, labelled_first=isinstance(known, dict))
+            if isinstance(known, int):  # of the scan: below it may become several items
+                scan = os.path.relpath(path, self.dataset.folder)
+                sample = {**sample, "segment": keep_labels(sample["segment"], known, self.seed, scan)}
         sample = {**sample, "color": sample["color"].astype(np.uint8), "segment": sample["segment"].astype(np.int16)}
         items = []
         margin = 0.0 if self.train else MARGIN * self.dataset.voxel
@@ -142,16 +146,19 @@ class ScanDataset(Dataset):
         recipe = {k: v for k, v in self.dataset.as_dict().items() if k != "splits"}
         state = [str(path.resolve()), newest.st_mtime_ns, newest.st_size]
         parts = [*state, recipe, self.train, self.limit, self.seed, KEEP]
-        parts += [] if self.points is None else [self.listed(path).tolist()]
+        if self.points is not None:
+            parts.append(self.points[path].tolist() if isinstance(self.points, dict) else self.points)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def listed(self, path: Path) -> np.ndarray:
-        """Indices of the points of a training scan whose labels are known. Raises UserError where it is not listed."""
-        assert self.points is not None
-        rows = self.points.get(path.name, self.points.get(path.stem))
-        if rows is None:
-            raise UserError(f"the list of labelled points has none for the training scan {path}")
-        return rows
+
+def listed(points: tuple[Path, dict[str, np.ndarray]], paths: list[Path]) -> dict[Path, np.ndarray]:
+    """Training scan -> indices of its labelled points. Raises UserError for a scan that the list lacks."""
+    file, rows = points
+    found = {path: rows[name] for name, path in named(rows, paths, file).items()}
+    for path in paths:
+        if path not in found:
+            raise UserError(f"{file}: this list of labelled points has none for the training scan {path}")
+    return found
 
 
 class Caching(Dataset):

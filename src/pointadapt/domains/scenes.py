@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.data.io import read_scan, write_labels
-from pointadapt.data.labels import keep_labels, listed_points, parse_labels
+from pointadapt.data.labels import listed_points, parse_labels
 from pointadapt.data.loader import ScanDataset, collate_batch
 from pointadapt.data.presets import TRAIN_TRANSFORMS, eval_transform, finish, tta_views
 from pointadapt.data.scan import Scan
@@ -52,18 +52,16 @@ class Scenes(Domain):
     def items(self, split: str, train: bool = False) -> ScanDataset:
         cache, workers = self.run.cache, self.run.num_workers
         if train:
-            points = listed_points(self.run.labels)
+            _, count = parse_labels(self.run.labels)
+            rows = listed_points(self.run.labels)
+            points = count if rows is None else (Path(self.run.labels), rows)
             return ScanDataset(self.dataset, split, seed=self.run.seed, cache=cache, points=points, workers=workers)
         return ScanDataset(self.dataset, split, train=False, limit=self.run.tile, cache=cache, workers=workers)
 
     def draw(self, items: ScanDataset, index: int, rng: np.random.Generator) -> Sample:
         transform = TRAIN_TRANSFORMS[self.run.transform](self.dataset.voxel, self.run.points)
-        sample = items[index]
-        _, count = parse_labels(self.run.labels)
-        if count is not None:
-            sample = {**sample, "segment": keep_labels(sample["segment"], count, self.run.seed + index)}
-        few = count is not None or items.points is not None
-        return transform({**sample, "few_labels": True} if few else sample, rng)
+        few = {} if items.points is None else {"few_labels": True}
+        return transform({**items[index], **few}, rng)
 
     def collate(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, Any]:
         return collate_batch(samples, self.run.mix3d, rng, self.dataset.voxel)
