@@ -93,14 +93,7 @@ class Init:
 
         files = init_benchmark(self.scans, benchmark, self.grid_size, self.scale, self.overwrite)
         print(read_text(files[0]), end="")
-        for note in benchmark.notes:
-            print(f"note: {note}", file=sys.stderr)
-        known, grid = indoor_grid(self.backbone), next(iter(benchmark.datasets.values())).grid_size
-        if self.grid_size is None and known > grid:
-            print(
-                f"note: the published voxels of {grid:g} m; --grid-size {known:g} suits {self.backbone}",
-                file=sys.stderr,
-            )
+        note_benchmark(benchmark, self.backbone, self.grid_size)
         print(f"\nfound {benchmark.title}; wrote {', '.join(map(str, files))}")
 
     def refuse(self, holds: str, *flags: str) -> None:
@@ -126,6 +119,7 @@ def look(folder: Path, backbone: str) -> bool:
     layout = None if benchmark or videos else find_objects(folder)
     if benchmark is not None:
         (file,) = init_benchmark(folder, benchmark)
+        note_benchmark(benchmark, backbone)
     elif videos is not None:
         file = init_video_set(folder, videos)
     elif layout is not None:
@@ -147,6 +141,15 @@ def note_left_out(folder: Path) -> None:
         print(f"note: {folder} is a part of {title}: give {folder.resolve().parent}", file=sys.stderr)
     if sentence := left_out(folder):
         print(f"note: {sentence}", file=sys.stderr)
+
+
+def note_benchmark(benchmark: Any, backbone: str, grid_size: float | None = None) -> None:
+    """Say on stderr what is to be known of a benchmark that was found."""
+    for note in benchmark.notes:
+        print(f"note: {note}", file=sys.stderr)
+    known, grid = indoor_grid(backbone), next(iter(benchmark.datasets.values())).grid_size
+    if grid_size is None and known > grid:
+        print(f"note: the published voxels of {grid:g} m; --grid-size {known:g} suits {backbone}", file=sys.stderr)
 
 
 def init_shapes(folder: Path, layout: Any, overwrite: bool = False) -> Path:

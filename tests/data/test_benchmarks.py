@@ -26,6 +26,7 @@ from scene_layouts import (
     write_scannet,
     write_scannetpp,
     write_semantickitti,
+    write_structured3d,
 )
 
 CLASSES = {
@@ -146,9 +147,19 @@ def test_frames_of_nuscenes(tmp_path):
     segment = dataset.read(path)["segment"]
     assert (segment[raw == 17] == 3).all() and (segment[raw == 30] == 15).all() and (segment[raw == 31] == -1).all()
     assert (segment[raw == 0] == -1).all() and sorted(set(segment.tolist())) == list(range(-1, 16))
+    intensity = np.fromfile(path, np.float32).reshape(-1, 5)[:, 3]
+    assert intensity.max() > 200  # of 255
+    np.testing.assert_allclose(dataset.read(path)["color"], np.repeat(intensity[:, None], 3, 1), atol=0.51)
     raw[:7].tofile(folder / "raw/lidarseg/v1.0-trainval/val0_lidarseg.bin")
     with pytest.raises(UserError, match="7 labels for the 400 points"):
         dataset.read(path)
+
+
+def test_splits_of_structured3d(tmp_path):
+    folder = write_structured3d(tmp_path)
+    assert opened(folder, "structured3d").splits == {split: (split,) for split in ("train", "val", "test")}
+    (folder / "test/scene_03250/room_1/segment.npy").unlink()
+    assert list(find_benchmark(folder).datasets["dataset.yaml"].splits) == ["train", "val"]
 
 
 def test_predictions_of_frames_are_label_files(tmp_path):
@@ -207,6 +218,13 @@ def test_scans_without_labels_and_with_those_of_others(tmp_path):
     for layout in (None, "scannet"):
         with pytest.raises(UserError, match="segment20.npy: no such file, nor labels in scans beside it"):
             find_benchmark(folder, layout)
+
+
+def test_a_scan_that_lost_its_points(tmp_path):
+    folder = write_scannet(tmp_path / "scannet")
+    (folder / "val" / "scene0011_00" / "coord.npy").unlink()
+    with pytest.raises(UserError, match="scene0011_00: there is color.npy but no coord.npy"):
+        init_benchmark(folder, find_benchmark(folder))
 
 
 def test_a_frame_of_semantickitti_without_its_labels(tmp_path):

@@ -269,6 +269,10 @@ def test_folds_that_do_not_belong_together(tmp_path):
     refused(folders[:1], "two runs or more")
     refused([folders[0], tmp_path], "has no evaluation.json: score it with")
     refused([folders[0]] * 2, f"both scored .*{names[0]}: a scan counts once")
+    evaluation = second.folder / "evaluation.json"
+    content = json.loads(evaluation.read_text())
+    evaluation.write_text(json.dumps({**content, "classes": content["classes"][::-1]}))
+    refused(folders, "differ in classes")
     evaluate(second, "val", absent="zero")
     refused(folders, "differ in absent")
     evaluate(second, "val", checkpoint="last")
@@ -280,7 +284,6 @@ def test_folds_that_do_not_belong_together(tmp_path):
     write_fold(tmp_path, 1, train=names[2:], val=names[1::-1])  # two scans, one of them the other fold's
     evaluate(second, "val")
     refused(folders, f"both scored .*{names[0]}")
-    evaluation = second.folder / "evaluation.json"
     older = {key: value for key, value in json.loads(evaluation.read_text()).items() if key != "scans"}
     evaluation.write_text(json.dumps(older))
     refused(folders, "does not tell which scans")
@@ -295,7 +298,9 @@ def test_frames_are_learned_and_labelled(tmp_path, capsys):
     small = ["--steps", "2", "--points", "300", "--eval-every", "2", "--threads", "1", "--out", run]
     backbone = ["--backbone", str(write_backbone(tmp_path / "tiny.safetensors"))]
     assert cli.main(["adapt", data, *backbone, *small]) == 0  # without init: the layout is seen
-    assert "wrote" in capsys.readouterr().out and DataSet.open(folder).grid_size == 0.05
+    said = capsys.readouterr()
+    assert "wrote" in said.out and "03, 04, 05" in said.err  # what init would have noted, too
+    assert DataSet.open(folder).grid_size == 0.05
     assert cli.main(["evaluate", run]) == 0
     unlabelled = folder / "dataset/sequences/11/velodyne"
     assert cli.main(["predict", run, str(unlabelled)]) == 0

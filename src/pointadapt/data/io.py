@@ -105,6 +105,10 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
             remove(temporary)
 
 
+#: Arrays that only the folder of a scan holds, beside coord.npy.
+BESIDE_COORD = ("color.npy", "normal.npy", "segment.npy", "segment20.npy", "segment200.npy")
+
+
 def is_scan(path: Path) -> bool:
     """Whether it holds points, by its name; an array of labels beside an array of points does not."""
     if path.is_dir():
@@ -153,7 +157,10 @@ def left_out(folder: Path) -> str:
 
 
 def walk_scans(folder: Path) -> list[Path]:
-    """All scans below a folder, in name order; what is hidden or a prediction is left out."""
+    """All scans below a folder, in name order; what is hidden or a prediction is left out.
+
+    Raises UserError for the folder of a scan that has lost its points.
+    """
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
         here = Path(place)
@@ -162,6 +169,9 @@ def walk_scans(folder: Path) -> list[Path]:
             folders.clear()
             found.append(here)
             continue
+        alone = None if is_scan(here) else next((name for name in BESIDE_COORD if name in files), None)
+        if alone is not None:
+            raise UserError(f"{here}: there is {alone} but no coord.npy, the points themselves; put it back")
         found += [path for name in files if is_scan(path := here / name) and not is_left_out(path)]
     return sorted(found)
 
