@@ -2,8 +2,8 @@
 
 import json
 import os
-import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pointadapt.compare.claim import CLAIM, claimed, take
 from pointadapt.compare.compare import costs_of
 from pointadapt.compare.cost import Cost
 from pointadapt.compare.grid import Cell, Grid, work
-from pointadapt.compare.record import fingerprint
+from pointadapt.compare.record import fingerprint, joined
 from pointadapt.compare.tables import rows_of
 from pointadapt.data.scans import DataSet
 from pointadapt.errors import Diverged, UserError
@@ -62,13 +62,97 @@ def test_a_claim_holds_until_its_process_shows_no_life(tmp_path):
         with claimed(file) as second:
             assert not second
     assert not file.exists()
-    file.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere"}))
-    assert not take(file)
-    os.utime(file, (time.time() - CLAIM - 1,) * 2)
+    mine = take(file)
+    owner = json.loads(file.read_text())
+    asleep = (time.time() - CLAIM - 1,) * 2
+    os.utime(file, asleep)
+    assert not take(file)  # the process is there, however long it slept
+    file.write_text(json.dumps({**owner, "place": "elsewhere", "token": "other"}))
+    assert not take(file) and not mine.held()
+    os.utime(file, asleep)
     assert take(file)
-    file.unlink()
-    file.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname()}))
-    assert take(file)  # that process is gone
+    for gone in ({"pid": 2**22 + 1}, {"started": 0.0}):  # no such process; its number is another's by now
+        file.write_text(json.dumps({**owner, **gone}))
+        assert take(file)
+
+
+def test_a_claim_that_was_lost_is_neither_kept_fresh_nor_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "BEAT", 0.01)
+    file = tmp_path / "cell.claim"
+    with claimed(file) as mine:
+        content = file.read_text()
+        file.unlink()
+        time.sleep(0.1)
+        assert not file.exists() and not mine.held()
+        file.write_text(content)  # a network's folder is back
+        old = time.time() - 100
+        os.utime(file, (old, old))
+        time.sleep(0.1)
+        assert mine.held() and file.stat().st_mtime > old + 50
+        file.write_text("{}")
+        os.utime(file, (old, old))
+        time.sleep(0.1)
+        assert file.stat().st_mtime == pytest.approx(old)
+    assert file.read_text() == "{}"
+
+
+def test_a_process_whose_cell_was_taken_over_leaves_it_to_the_other(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.factors = [1.0]
+    grid.open()
+    found, stolen = {"score": 0.5, "scores": {"miou": 0.5}, "seconds": 1.0}, []
+
+    def do(run, cell):
+        file = grid.file(cell).with_suffix(".claim")
+        if len(stolen) < 2:
+            stolen.append(cell.key)
+            file.write_text("{}")
+            run.folder.mkdir(parents=True)
+            grid.file(cell).write_text(json.dumps({"factor": 1.0, **found, "by": "another"}))
+            if len(stolen) == 2:
+                raise FileNotFoundError("the other has removed the run's folder")
+        return found
+
+    work(grid, do, told=lambda text: None)
+    for cell in grid.cells():
+        assert ("by" in grid.result(cell)) == (cell.key in stolen)
+        assert (grid.out / "runs" / cell.key).exists() == (cell.key in stolen)
+
+
+def test_equal_trials_leave_the_recipe_s_rate(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+    work(grid, lambda run, cell: {"score": 0.5, "scores": {"miou": 0.5}, "seconds": 1.0}, told=lambda text: None)
+    assert {grid.factor(cell) for cell in grid.cells() if not cell.is_trial} == {1.0}
+    notes = " ".join(module.notes_on(grid, tiny_run(tmp_path), rows_of(grid, {})))
+    assert "4 of 4 had several best ones" in notes and "lowest or highest" not in notes
+
+
+def test_processes_that_begin_at_once_agree_on_the_settings(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    with claimed(grid.out / "grid.claim"), ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(grid.open)
+        time.sleep(0.3)
+        assert not (grid.out / "grid.json").exists()
+        first = grid_of(tmp_path, steps=9).describe()
+        joined(grid.out / "grid.json", first, True)
+        (grid.out / "grid.claim").unlink()
+        with pytest.raises(UserError, match="steps 9 -> 8"):
+            begun.result()
+
+
+def test_a_report_adds_nothing_to_the_grid(tmp_path):
+    write_scans(tmp_path / "scans")
+    grid = grid_of(tmp_path)
+    grid.open()
+    before = (grid.out / "grid.json").read_text()
+    replace(grid, arms=[Arm("gme", "gem", {"rank": 8})]).open(to_run=False)
+    assert (grid.out / "grid.json").read_text() == before
+    other = replace(grid, arms=[Arm("mine", "gem", {"rank": 8}), Arm("gem[rank=4]", "gem", {"rank": 4})])
+    assert module.names_of(other) == ["mine is gem[rank=8].", "The folder also holds gem, linear, not asked for here."]
 
 
 def test_a_void_claim_that_another_process_took_over_in_between_is_left_to_it(tmp_path, monkeypatch):
@@ -84,7 +168,7 @@ def test_a_void_claim_that_another_process_took_over_in_between_is_left_to_it(tm
         rename(source, target)
 
     monkeypatch.setattr(claim.os, "rename", overtaken)
-    assert not take(file) and taken == [True]
+    assert not take(file) and taken[0].held()
     assert json.loads(file.read_text())["pid"] == os.getpid() and len(list(tmp_path.iterdir())) == 1
 
 
@@ -115,13 +199,14 @@ def test_a_file_that_is_no_result_is_named(tmp_path):
     grid = grid_of(tmp_path)
     grid.open()
     cell = grid.cells()[0]
-    for content, told in (("{", "no valid JSON"), ("[]", "no result of a run"), ("{}", "no result of a run")):
+    for content, told in (("{", "no valid JSON"), ("[]", "no result of a run"), ('{"score": 1}', "no result of a run")):
         grid.file(cell).write_text(content)
         with pytest.raises(UserError, match=f"{cell.key}.json: .*{told}.*delete it and start the same command again"):
             grid.result(cell)
-    (grid.out / "grid.json").write_text("[]")
-    with pytest.raises(UserError, match="grid.json: it does not describe a comparison; put back"):
-        grid.open()
+    for content in ("[]", '{"grid": []}'):
+        (grid.out / "grid.json").write_text(content)
+        with pytest.raises(UserError, match="grid.json: it does not describe a comparison; put back"):
+            grid.open()
 
 
 def test_any_other_error_ends_the_grid(tmp_path):
@@ -167,14 +252,32 @@ def test_results_belong_to_their_data_wherever_it_lies(tmp_path):
     for name in ("here", "moved"):
         write_scans(tmp_path / name / "scans", train=2)
         grid = grid_of(tmp_path / name)
-        grids.append(replace(grid, out=tmp_path / "grid", data=fingerprint(DataSet.open(grid.settings["data"]))))
+        data = fingerprint(DataSet.open(grid.settings["data"]), tmp_path / f"{name}.json")
+        grids.append(replace(grid, out=tmp_path / "grid", data=data))
     grids[0].open()
     grids[1].open()
     (tmp_path / "moved" / "scans" / "train0.ply").write_bytes(
         (tmp_path / "here" / "scans" / "test3.ply").read_bytes()[:-9]
     )
     with pytest.raises(UserError, match="on other data .*train 2 files"):
-        replace(grids[1], data=fingerprint(DataSet.open(tmp_path / "moved" / "scans"))).open()
+        replace(grids[1], data=fingerprint(DataSet.open(tmp_path / "moved" / "scans"), tmp_path / "moved.json")).open()
+
+
+def test_results_belong_to_the_labels_even_where_sizes_are_the_same(tmp_path):
+    write_scans(tmp_path / "scans", train=2)
+    known, file = tmp_path / "hashes.json", tmp_path / "scans" / "train1.ply"
+    before = fingerprint(DataSet.open(tmp_path / "scans"), known)
+    assert fingerprint(DataSet.open(tmp_path / "scans"), known) == before
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(0, 0))
+    after = fingerprint(DataSet.open(tmp_path / "scans"), known)
+    assert [key for key in before if before[key] != after[key]] == ["content of train"]
+    stored = json.loads(known.read_text())
+    stored[str(file.resolve())][-1] = "remembered"
+    known.write_text(json.dumps(stored))
+    assert fingerprint(DataSet.open(tmp_path / "scans"), known) != after  # what is unchanged is not read again
 
 
 def test_results_belong_to_the_content_of_files_that_are_named(tmp_path):
@@ -258,6 +361,9 @@ def test_costs_are_measured_by_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(module.time, "sleep", other)
     with claimed(tmp_path / "grid" / "cost.claim"):
         assert set(costs_of(grid)) == {"gem", "linear"} and not calls
+    (tmp_path / "grid" / "cost.json").write_text(json.dumps({"linear": 3}))
+    assert set(costs_of(grid)) == {"gem", "linear"} and len(calls) == 1
+    calls.clear()
     old = {name: {k: v for k, v in vars(spent).items() if k != "threads"} for name in ("gem", "linear")}
     (tmp_path / "grid" / "cost.json").write_text(json.dumps(old))  # measured otherwise, by an earlier version
     costs_of(grid)

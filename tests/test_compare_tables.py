@@ -86,6 +86,7 @@ def test_latex_has_no_character_that_breaks_it(tmp_path):
         (9e3, 3e5, [1e4, 2e4, 5e4, 1e5, 2e5]),
         (126, 195, [150, 175]),
         (129, 136, [130, 132.5, 135]),
+        (272, 546, [300, 400, 500]),
     ],
 )
 def test_a_chart_has_ticks_however_close_its_costs_are(low, high, expected):

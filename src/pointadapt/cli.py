@@ -23,7 +23,7 @@ from typing import Any, Literal
 import tyro
 
 from pointadapt.cli_adapt import adapt_command, changed
-from pointadapt.cli_init import Init
+from pointadapt.cli_init import Init, look
 from pointadapt.cli_tools import DistanceOf, Prepare, number, split_list, with_hints
 from pointadapt.errors import UserError
 from pointadapt.run import option
@@ -204,11 +204,13 @@ class Backbones:
 class Compare:
     """Compare methods under one protocol: a grid that can be stopped, resumed and shared out over processes."""
 
-    data: Path = field(metadata={"help": "Folder with a dataset.yaml; test is scored, or val where none is listed."})
+    data: Path = field(metadata={"help": "Folder of scans, shapes or videos; test is scored, val where there is none."})
     out: Path = option(Path("compare"), "Folder of the grid; the same command goes on with it, or helps it along.")
     backbone: str | None = option(None, "Name or checkpoint file. Default: the kind of data's own.")
     architecture: str | None = option(None, "Backbone name whose architecture a bare checkpoint file has.")
-    methods: str = option("all", "Comma-separated: names, name[option=value,...], random:name, or all.")
+    methods: str = option(
+        "all", "Comma-separated: names, name[option=value,...], label = name[...], random:name, or all."
+    )
     seeds: int = option(3, "Runs of each method and share of labels.")
     labels: str = option("100%", "Comma-separated: shares of the items (10%), labels per scan (200pts), list files.")
     factors: str = option("0.3,1,3", "Learning rates to try on validation data, as factors on the recipe's.")
@@ -239,6 +241,7 @@ class Compare:
                "backbone_lr", "precision", "grad_accum", "transform", "mix3d", "select", "eval_every", "threads",
                "num_workers", "cache")  # fmt: skip
         settings = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        look(self.data, self.backbone or "nano")
         result = compare(
             self.data, self.out, split_list(self.methods), self.seeds, split_list(self.labels),
             [number(text) for text in split_list(self.factors)], self.trial_share, self.report_only, **settings,

@@ -11,7 +11,7 @@ from pointadapt.data.survey import find_scans, init_dataset, report, suggest_gri
 from pointadapt.errors import UserError
 
 
-def write_laz(path, classes, num=400, seed=0, size=60.0):
+def write_laz(path, classes, num=400, seed=0, size=60.0, returns=(1, 2)):
     rng = np.random.default_rng(seed)
     las = laspy.LasData(laspy.LasHeader(version="1.4", point_format=6))
     las.header.scales, las.header.offsets = [0.01] * 3, [770_000, 6_270_000, 0]
@@ -19,7 +19,7 @@ def write_laz(path, classes, num=400, seed=0, size=60.0):
     las.x, las.y, las.z = 770_000 + x, 6_270_000 + y, rng.uniform(0, 5, num)
     las.classification = rng.choice(classes, num)
     las.intensity = rng.integers(100, 1500, num)
-    las.return_number, las.number_of_returns = np.ones(num, int), np.full(num, 2)
+    las.return_number, las.number_of_returns = (np.full(num, value) for value in returns)
     path.parent.mkdir(exist_ok=True)
     las.write(path)
 
@@ -52,6 +52,13 @@ def test_airborne_folder(tmp_path):
     for split in ("train", "val"):
         for scan in dataset.paths(split):
             dataset.read(scan)
+
+
+def test_returns_that_no_file_tells_are_no_colour(tmp_path):
+    for number in range(3):
+        write_laz(tmp_path / f"{number}.laz", [2, 6], seed=number, returns=(0, 0))
+    init_dataset(tmp_path, survey(tmp_path))
+    assert list(DataSet.open(tmp_path).color) == ["intensity"]
 
 
 def test_echoes_take_the_place_of_colour(tmp_path):

@@ -45,6 +45,14 @@ class Arm:
         return slug(self.name)
 
     @property
+    def is_renamed(self) -> bool:
+        """Whether the name does not tell what it stands for."""
+        try:
+            return Arm.parse(self.name).meaning != self.meaning
+        except UserError:
+            return True
+
+    @property
     def meaning(self) -> str:
         """What the name stands for: random:gem[rank=8,share="qk"]."""
         options = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(self.options.items()))

@@ -19,11 +19,11 @@ from pointadapt.compare.claim import claimed
 from pointadapt.compare.cost import Cost, measure
 from pointadapt.compare.grid import Cell, Grid, all_diverged, check_shares, work
 from pointadapt.compare.page import write_compare_page
-from pointadapt.compare.record import fingerprint
+from pointadapt.compare.record import fingerprint, known_arms
 from pointadapt.compare.tables import Row, as_csv, as_latex, as_markdown, paired_csv, rows_of
 from pointadapt.data.labels import ALL
 from pointadapt.domains.domain import Domain, open_domain
-from pointadapt.errors import UserError
+from pointadapt.errors import UserError, few
 from pointadapt.files import read_json, write_text
 from pointadapt.run import Run
 
@@ -57,6 +57,8 @@ def compare(
     if not factors or not all(0 < factor < math.inf for factor in factors):
         raise UserError(f"factors is {list(factors)}; it needs numbers above 0, as in --factors 0.3,1,3")
     labels, out = check_shares(labels), Path(out)
+    if out.is_file():
+        raise UserError(f"{out} is a file: give --out a folder")
     if report_only and not (out / "grid.json").is_file():
         raise UserError(f"{out} holds no comparison to report on: start it without --report-only, or check --out")
     settings = {"select": "last", **settings, "data": Path(data)}
@@ -66,12 +68,13 @@ def compare(
     arms, refused = choose_arms(methods, probe)
     grid = Grid(
         out, arms, labels, seeds, settings, list(dict.fromkeys(factors)), trial_share, refused,
-        fingerprint(probe.dataset), split, holdout=split == "val" or not validated,
+        split=split, holdout=split == "val" or not validated,
         sizes={share: open_domain(Run(**{**settings, "labels": share})).train_size() for share in {*labels, ALL}},
     )  # fmt: skip
     if len(grid.factors) > 1:
         check_trials(grid)
-    grid.open()
+    grid.data = fingerprint(probe.dataset, out / "hashes.json")
+    grid.open(to_run=not report_only)
     if not report_only:
         for line in same_shares(grid):
             print(line)
@@ -160,6 +163,8 @@ def notes_on(grid: Grid, run: Run, rows: list[Row]) -> list[str]:
         ends = sum(row.factor in (min(grid.factors), max(grid.factors)) for row in rows)
         if ends:
             chosen += f" {ends} of {len(rows)} took the lowest or highest tried: better ones may lie beyond."
+        if equal := sum(best_are_equal(grid, row) for row in rows):
+            chosen += f" {equal} of {len(rows)} had several best ones, and took of these the one nearest the recipe's."
     else:
         chosen = f"Learning rates: the recipe's times {grid.factors[0]:g}, for all methods."
     scored = ["Scored is val: the data lists no test split."] if grid.split == "val" else []
@@ -171,13 +176,28 @@ def notes_on(grid: Grid, run: Run, rows: list[Row]) -> list[str]:
     ]
     threads = next((row.cost.threads for row in rows if row.cost), None)
     spent = (
-        "Seconds and memory: medians of side-by-side rounds in one process on one training batch, in the runs' "
-        f"precision, CPU threads {threads}; memory is the largest sum of live tensors beyond the weights, in training "
-        "with the optimizer's state. Data order, new weights and the labelled items differ with the seed."
+        "Seconds: medians of side-by-side rounds in one process on one training batch, in the runs' "
+        f"precision, CPU threads {threads}. Memory, of one round, is the largest sum of live tensors beyond the "
+        "weights, in training with the optimizer's state. Data order, new weights and the labelled items differ with "
+        "the seed."
     )
     devices = sorted({done["device"] for cell in grid.cells() if "device" in (done := grid.result(cell) or {})})
     mixed = f"Runs were made on {', '.join(devices)}: with them differ their seconds and, without --precision, that."
-    return [*scored, *same_shares(grid), chosen, *lost, *([mixed] if len(devices) > 1 else []), spent]
+    mixture = [mixed] if len(devices) > 1 else []
+    return [*scored, *same_shares(grid), *names_of(grid), chosen, *lost, *mixture, spent]
+
+
+def best_are_equal(grid: Grid, row: Row) -> bool:
+    """Whether validation could not tell apart the best rates of a row's trials."""
+    found = [trial["score"] for trial in (grid.trials(row.arm, row.labels) or {}).values() if "diverged" not in trial]
+    return found.count(max(found, default=0)) > 1
+
+
+def names_of(grid: Grid) -> list[str]:
+    """Sentences on what names stand for, and on the runs in the folder that were not asked for."""
+    told = [f"{arm.name} is {arm.meaning}." for arm in grid.arms if arm.is_renamed]
+    others = [name for name in known_arms(grid.out) if name not in {arm.name for arm in grid.arms}]
+    return told + ([f"The folder also holds {few(others)}, not asked for here."] if others else [])
 
 
 def same_shares(grid: Grid) -> list[str]:
@@ -195,11 +215,11 @@ def costs_of(grid: Grid) -> dict[str, Cost]:
     file = grid.out / "cost.json"
     while (costs := stored_costs(file, grid)) is None:
         with claimed(file.with_suffix(".claim")) as mine:
-            if mine and stored_costs(file, grid) is None:
+            if mine is not None and stored_costs(file, grid) is None:
                 print(f"measuring what {len(grid.arms)} methods cost, side by side", flush=True)
                 found = measure([(arm, grid.run_of(Cell(arm, grid.labels[-1], 0), 1.0)) for arm in grid.arms])
                 write_text(file, json.dumps({name: asdict(cost) for name, cost in found.items()}, indent=1) + "\n")
-        if not mine:
+        if mine is None:
             time.sleep(2)
     return costs
 
@@ -208,6 +228,7 @@ def stored_costs(file: Path, grid: Grid) -> dict[str, Cost] | None:
     """None where an arm is missing, or was measured by a version that measured otherwise."""
     stored = read_json(file, "delete it: costs are then measured anew") if file.is_file() else {}
     known = {f.name for f in fields(Cost)}
-    if not isinstance(stored, dict) or any(stored.get(arm.name, {}).keys() != known for arm in grid.arms):
+    entries = [stored.get(arm.name) if isinstance(stored, dict) else None for arm in grid.arms]
+    if not all(isinstance(entry, dict) and entry.keys() == known for entry in entries):
         return None
     return {arm.name: Cost(**stored[arm.name]) for arm in grid.arms}

@@ -14,6 +14,7 @@ the recipe's rates, scored on validation data. All arms have the same trials.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -102,7 +103,11 @@ class Grid:
             return None
         cure = "delete it and start the same command again, which makes this run anew"
         found = read_json(file, cure)
-        if not isinstance(found, dict) or "score" not in found:
+        keys = found.keys() if isinstance(found, dict) else set()
+        wanted = (
+            {"score", "factor"} if cell.is_trial or "diverged" in keys else {"score", "factor", "scores", "seconds"}
+        )
+        if not wanted <= keys:
             raise UserError(f"{file}: it holds no result of a run; {cure}")
         return found
 
@@ -117,7 +122,11 @@ class Grid:
             return None
         if all_diverged(found):
             return min(found)  # if any rate gets through, this one does
-        return max(found, key=lambda factor: ("diverged" not in found[factor], found[factor]["score"]))
+
+        def rank(factor: float) -> tuple[bool, float, float]:
+            return "diverged" not in found[factor], found[factor]["score"], -abs(math.log(factor))
+
+        return max(found, key=rank)  # of equal ones the recipe's own, or what is next to it
 
     def trials(self, arm: Arm, labels: str) -> dict[float, dict[str, Any]] | None:
         """Factor -> what its trial found; None while they are not all finished."""
@@ -155,16 +164,18 @@ class Grid:
         """What must not change between processes of one grid; more seeds, arms and shares may join."""
         run = Run(**self.settings)
         settings = {name: value for name, value in run.as_dict().items() if name not in NOT_SHARED}
+        trials = {"trial_share": self.trial_share} if len(self.factors) > 1 else {}
         return {
-            "grid": {"settings": settings, "factors": self.factors, "trial_share": self.trial_share},
+            "grid": {"settings": settings, "factors": self.factors, **trials},
             "arms": {arm.name: arm.meaning for arm in self.arms},
             "files": file_hashes([run.backbone, *self.labels]),
             "data": self.data,
         }
 
-    def open(self) -> None:
-        """Make the folder, or check that it holds this grid. Raises UserError otherwise."""
-        join(self.out, self.describe())
+    def open(self, to_run: bool = True) -> None:
+        """Make the folder, or check that it holds this grid; ``to_run``: what is new joins it. Raises UserError
+        otherwise."""
+        join(self.out, self.describe(), to_run)
         (self.out / "cells").mkdir(parents=True, exist_ok=True)
 
 
@@ -184,7 +195,7 @@ def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[
             if factor is None:
                 continue
             with claimed(grid.file(cell).with_suffix(".claim")) as mine:
-                if not mine or grid.file(cell).is_file():
+                if mine is None or grid.file(cell).is_file():
                     continue
                 done = len(cells) - len(left) + 1
                 told(f"{done}/{len(cells)}  {cell.key}" + ("" if cell.is_trial else f"  rates x{factor:g}"))
@@ -194,8 +205,12 @@ def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[
                 except Diverged as error:
                     told(f"{cell.key} diverged: {error}")
                     result = {"score": 0.0, "diverged": str(error)}
-                except UserError as error:
-                    raise UserError(f"{cell.key}: {error}") from error
+                except (UserError, OSError) as error:
+                    if not mine.held():
+                        break
+                    raise UserError(f"{cell.key}: {error}") from error if isinstance(error, UserError) else error
+                if not mine.held():  # another process took it over while this one slept, and will finish it
+                    break
                 about = {"arm": cell.arm.name, "labels": cell.labels, "seed": cell.seed, "factor": factor}
                 write_text(grid.file(cell), json.dumps({**about, **result}, indent=1) + "\n")
                 shutil.rmtree(run.folder, ignore_errors=True)

@@ -174,8 +174,10 @@ def decades(low: float, high: float) -> list[float]:
         if len(found) < 3:
             found = [f * 10.0**p for p in range(math.floor(low), math.ceil(high)) for f in factors]
             found = [tick for tick in found if low <= math.log10(tick) <= high]
-    if len(found) < 2:
-        found = [tick for tick in ticks(10**low, 10**high, 4) if 10**low <= tick <= 10**high]
+    count = 4
+    while len(found) < 2 and count < 64:
+        found = [tick for tick in ticks(10**low, 10**high, count) if 10**low <= tick <= 10**high]
+        count *= 2
     return found
 
 

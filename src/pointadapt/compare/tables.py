@@ -187,7 +187,7 @@ def as_latex(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
     ]
     columns = "l" + "r" * head.count(" & ")
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", "", rf"{{\footnotesize {escape(BOLD)}}}"]) + "\n"
+    return "\n".join([*lines, r"\end{tabular}", "", rf"{{\footnotesize {escape(footnote(grid))}}}"]) + "\n"
 
 
 def as_markdown(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
@@ -197,7 +197,13 @@ def as_markdown(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
         for line in summary(grid, rows, key, heading)
     ]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{BOLD}\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{footnote(grid)}\n"
+
+
+def footnote(grid: Grid) -> str:
+    """What bold numbers and names stand for."""
+    bold = [BOLD] if grid.seeds > 1 else []
+    return " ".join([*bold, *(f"{arm.name} is {arm.meaning}." for arm in grid.arms if arm.is_renamed)])
 
 
 #: Characters that LaTeX reads as commands.

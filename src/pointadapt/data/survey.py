@@ -232,10 +232,13 @@ def named_split(name: str) -> str:
 
 
 def common_echoes(files: list[FileSurvey]) -> dict[str, float]:
-    """Intensity and returns with the values that become full scale; empty unless every file has them."""
+    """Intensity and returns with the values that become full scale, intensity alone where no file has returns; empty
+    unless every file has them."""
     if not all(file.echoes for file in files):
         return {}
-    return {name: max(file.echoes[name] for file in files) for name in ECHOES}
+    scale = {name: max(file.echoes[name] for file in files) for name in ECHOES}
+    told = scale if all(scale.values()) else {"intensity": scale["intensity"]}
+    return told if all(told.values()) else {}
 
 
 def report(dataset: DataSet, files: list[FileSurvey]) -> dict[str, Any]:
