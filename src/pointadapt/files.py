@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ def written(file: Path | str) -> Iterator[Path]:
     Raises UserError when the system refuses (a full disk, no permission).
     """
     file = Path(file)
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    temporary = file.with_name(f".{secrets.token_hex(6)}.{file.name}")  # process numbers repeat in containers
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,7 +200,7 @@ def thin(sample: Sample, grid_size: float, rng: np.random.Generator, labelled_fi
 
 def store(folder: Path, items: list[Sample]) -> None:
     """Write prepared samples as ``folder/NNN/KEY.npy``, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
     try:
         for number, item in enumerate(items):
             part = temporary / f"{number:04d}"
