@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ from pointadapt.methods.sites import (
     check_names,
     in_decoder,
     leaves,
+    linear_slots,
     matches,
     plain_modules,
     trained_parts,
@@ -147,6 +149,8 @@ class AdapterConfig(Recorded):
         Raises UserError for a backbone that the method cannot work on.
         """
         check_kind(self, self.method, model)
+        if self.target_modules and type(self).adapter is AdapterConfig.adapter:
+            raise UserError(f"method {self.method!r} makes no adapters: leave target_modules={self.target_modules} out")
         slots = slots_of(model)
         targets = [t if t in slots else self.stand_ins.get(t, t) for t in self.target_modules or ()]
         self.target_modules = list(dict.fromkeys(targets))
@@ -296,11 +300,14 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
     if isinstance(model, PeftModel):
         raise UserError("this model is adapted already: add a further adapter with model.add_adapter(name, config)")
     config = copy.deepcopy(config)
-    check_kind(config, getattr(config, "method", config.peft_type.lower()), model)
+    method = getattr(config, "method", config.peft_type.lower())
+    check_kind(config, method, model)
     modules = plain_modules(model)
     if config.modules_to_save is None:
         config.modules_to_save = trained_parts(model, getattr(config, "trains", ()))
     config.modules_to_save = leaves(modules, config.modules_to_save) or None
+    asked = getattr(config, "target_modules", None)
+    asked = sorted(asked) if isinstance(asked, set) else asked  # as peft keeps it
     if not isinstance(config, AdapterConfig):
         resolve(model, modules, config)
         check_names(adapter_name, f"{config.peft_type.lower()}_", modules, [])
@@ -312,8 +319,12 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
             except ValueError as error:
                 if isinstance(error, UserError) or isinstance(config, AdapterConfig):
                     raise
-                told = str(error).partition(". ")[0]
-                raise UserError(f"{told}; the backbone's slots are: {', '.join(slots_of(model)) or 'none'}") from error
+                # peft says "Target module Block(...)", with all that is in it
+                told = re.sub(r"(?s)^Target module (\w+)\(.*\) is not", r"\1 is not", str(error)).partition(". ")[0]
+                linear = ", ".join(linear_slots(modules, slots_of(model))) or "none"
+                raise UserError(
+                    f"method {method!r} with target_modules={asked}: {told}; the backbone's Linear slots are: {linear}"
+                ) from error
         adapted.__class__ = Adapted
         config.base_model_name_or_path = None  # see Recorded
         keep_still(model)

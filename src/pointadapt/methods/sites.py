@@ -40,6 +40,12 @@ class Site:
     first: bool = False
     first_in_stage: bool = False
 
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a whole block and not a part of one."""
+        found = BLOCK.match(self.name)
+        return found is not None and found.end() == len(self.name)
+
 
 def matches(name: str, slot: str, slots: dict[str, str]) -> bool:
     """Whether ``slot`` (a slot name, or a regular expression) matches the end of the dotted ``name``."""
@@ -55,13 +61,24 @@ def below(name: str, parents: Iterable[str]) -> bool:
     return any(name == p or name.startswith(f"{p}.") for p in parents)
 
 
+class Unfit(UserError):
+    """Why a method cannot stand at a module; the tuner adds which method and module, and what to target instead."""
+
+
 def width(frozen: nn.Module) -> int:
-    """Channels of the features a branch module takes and returns. Raises ValueError when it does not say."""
+    """Channels of the features a branch module takes and returns. Raises Unfit when it does not say."""
     for module in frozen.modules():
         channels = getattr(module, "channels", None)
         if isinstance(channels, int):
             return channels
-    raise ValueError(f"{type(frozen).__name__} has no attribute 'channels': an adapter cannot know its width")
+    raise Unfit(f"{type(frozen).__name__} is no branch, which would say how many channels it takes and returns")
+
+
+def attention(frozen: nn.Module) -> nn.Module:
+    """The module itself, when it takes a prompt and projects it to keys and values. Raises Unfit when it does not."""
+    if not hasattr(frozen, "qkv"):
+        raise Unfit(f"{type(frozen).__name__} is no attention, which is what takes prompts")
+    return frozen
 
 
 def bare(module: Any) -> Any:
@@ -133,6 +150,21 @@ def make_sites(wanted: list[tuple[str, str]]) -> list[Site]:
         )
         seen |= {slot, (slot, stage)}
     return sites
+
+
+def slots_in_blocks(modules: dict[str, nn.Module]) -> list[Site]:
+    """For each slot of the backbone that lies in its blocks, the first module it names."""
+    root = "backbone" if "backbone" in modules else ""
+    slots = getattr(modules[root], "slots", {})
+    inside = [name for name in modules if name.startswith(root) and BLOCK.match(name)]
+    first = [(next((name for name in inside if matches(name, slot, slots)), None), slot) for slot in slots]
+    return [Site(name, slot) for name, slot in first if name]
+
+
+def linear_slots(modules: dict[str, nn.Module], slots: dict[str, str]) -> list[str]:
+    """Slots whose modules hold a matrix, like Linear (or GPT-2's Conv1D): what low-rank updates are for."""
+    matrices = [name for name, module in modules.items() if getattr(module._parameters.get("weight"), "ndim", 0) == 2]
+    return [slot for slot in slots if any(matches(name, slot, slots) for name in matrices)]
 
 
 def check_names(adapter_name: str, prefix: str, modules: dict[str, nn.Module], adapters: Iterable[nn.Module]) -> None:
