@@ -45,6 +45,7 @@ from pointadapt.methods.sites import (
     Site,
     below,
     check_names,
+    has_parts,
     in_decoder,
     leaves,
     linear_slots,
@@ -65,12 +66,13 @@ NEEDS_TRANSFORMER = "blocks of attention and feed-forward branches, which a conv
 
 
 def check_kind(config: Any, name: str, model: Any) -> None:
-    """Raise UserError when the model's backbone is of a kind that the method ``name`` does not work on.
+    """Raise UserError when the method ``name`` does not work on the model's kind of backbone, or lacks what it trains.
 
     Configs that do not say (those of peft itself) are asked nothing.
     """
     backbone = getattr(model, "backbone", model)
-    if getattr(backbone, "kind", "points") not in getattr(config, "works_on", (getattr(backbone, "kind", "points"),)):
+    kind = getattr(backbone, "kind", "points")
+    if kind not in getattr(config, "works_on", (kind,)) or not has_parts(backbone, getattr(config, "trains", ())):
         raise UserError(f"method {name!r} cannot work on {type(backbone).__name__}: it needs {config.needs}")
     if getattr(config, "regroups", False) and getattr(backbone, "pyramid", None) is not None:
         raise UserError(f"method {name!r} cuts clouds into groups by itself, and a pyramid has none: use head mlp")

@@ -204,10 +204,15 @@ def leaves(modules: dict[str, nn.Module], names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def has_parts(backbone: Any, names: Iterable[str]) -> bool:
+    """Whether the backbone has these children, with something in them to train; "" is the backbone itself."""
+    return all(any(True for _ in getattr(backbone, n, nn.ModuleList()).parameters()) for n in names if n)
+
+
 def trained_parts(model: Any, trains: tuple[str, ...]) -> list[str]:
     """What is trained in full: the head, fresh parts of the backbone, and the children that a method ``trains``.
 
-    An empty string stands for the whole backbone. Raises UserError when the backbone does not have a part.
+    An empty string stands for the whole backbone.
     """
     backbone = getattr(model, "backbone", model)
     head = ["head"] if hasattr(model, "head") else []
@@ -215,10 +220,4 @@ def trained_parts(model: Any, trains: tuple[str, ...]) -> list[str]:
         return [*head, *backbone.__dict__.get("fresh", ())]
     if "" in trains:
         return [*head, "backbone"]
-    for name in trains:
-        if not list(getattr(backbone, name, nn.ModuleList()).parameters()):
-            raise UserError(
-                f"this backbone has no trainable part {name!r}: load it with one, --decoder or "
-                "load_backbone(..., decoder=True)"
-            )
     return [*head, *(f"backbone.{name}" for name in dict.fromkeys([*getattr(backbone, "fresh", ()), *trains]))]
