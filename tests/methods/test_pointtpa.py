@@ -88,6 +88,24 @@ def test_clean_patches_are_the_even_cuts(counts, size):
     assert torch.equal(patches.divisor, patches.lengths.float())
 
 
+@pytest.mark.parametrize(("mode", "size"), [("num", 5), ("length", 8)])
+def test_random_patches_have_the_clean_sizes_and_no_stretch_of_the_curve(mode, size):
+    counts = [40, 60]
+    curve = torch.cat([torch.randperm(n) + sum(counts[:i]) for i, n in enumerate(counts)])
+    clean, mixed = (Grouping(size, mode, rule).cut(curve, curve.argsort(), counts) for rule in ("clean", "random"))
+    assert torch.equal(mixed.lengths, clean.lengths) and torch.equal(mixed.divisor, clean.divisor)
+    assert torch.equal(mixed.lengths, torch.bincount(mixed.group))
+    assert torch.equal(mixed.group[mixed.order], mixed.group.sort().values)  # sorted by patch, as the gate sums them
+    place = curve.argsort()
+    for patch, length in enumerate(clean.lengths.tolist()):
+        for patches, is_stretch in ((clean, True), (mixed, False)):
+            where = place[patches.group == patch]
+            assert (where < 40).all() or (where >= 40).all()
+            assert (where.max() - where.min() + 1 == length) == is_stretch
+        rows = (mixed.group == patch).nonzero()
+        assert rows.max() - rows.min() + 1 > length  # nor of the rows as given
+
+
 def test_length_mode_and_official_rule():
     order = torch.arange(17)
     clean = Grouping(5, "length").cut(order, order, [7, 10])
@@ -173,6 +191,20 @@ def test_gate_rows():  # 4, 5
     for values in (adapter.down.gate.fc2, adapter.down.gate.bias):
         nn.init.zeros_(values)
     assert torch.equal(adapter.down.coefficients(feat, patches), torch.full((5, 3), 1 / 3))
+
+
+def test_a_uniform_gate_mixes_all_patches_alike_before_and_after_training():
+    model, point = adapt(tiny(), PointTPAConfig(mid=8, gate="uniform")).eval(), batch()
+    mixtures = [m for m in model.modules() if isinstance(m, DynamicDown)]
+    seen = []
+    for down in mixtures:
+        down.register_forward_hook(lambda down, args, out: seen.append(down.coefficients(*args)))
+    for steps in (0, 3):
+        train(model, steps)
+        seen.clear()
+        logits(model.eval(), point)
+        assert len(seen) == len(mixtures) > 0
+        assert all(len(rows) > 1 and torch.equal(rows, torch.full_like(rows, 1 / rows.shape[1])) for rows in seen)
 
 
 def test_one_group_and_one_point_groups():  # 6
