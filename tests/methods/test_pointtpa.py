@@ -65,9 +65,12 @@ def test_last_block_of_each_stage_is_dynamic():
     assert dynamic_blocks(PointTPAConfig(stages=[3])) == ["3.blocks.11"]
     assert dynamic_blocks(PointTPAConfig(dynamic=["0.1", "3.4"])) == ["0.blocks.1", "3.blocks.4"]
     assert len(dynamic_blocks(PointTPAConfig(dynamic="all"))) == 24
-    late = sonata(PointTPAConfig(stages=[3]))
-    adapter = late.get_submodule("base_model.model.backbone.enc.3.blocks.11.ffn.pointtpa_adapter.default")
-    assert (adapter.grouping.size, adapter.down.experts) == (20, 2)  # settings stay those of the stage
+    assert dynamic_blocks(PointTPAConfig(target_modules=[r"blocks\.[01]\.ffn"])) == []  # none is the last
+    pattern = r"enc\.3\.blocks\.\d+\.ffn"
+    for options in ({"stages": [3]}, {"target_modules": [pattern]}, {"target_modules": [pattern], "stages": [3]}):
+        late = sonata(PointTPAConfig(**options))
+        adapter = late.get_submodule("base_model.model.backbone.enc.3.blocks.11.ffn.pointtpa_adapter.default")
+        assert (adapter.grouping.size, adapter.down.experts) == (20, 2)  # settings stay those of the stage
 
 
 @pytest.mark.parametrize(("counts", "size"), [([10], 3), ([7, 20], 4), ([3, 0, 9], 5), ([1], 200), ([1000], 7)])

@@ -27,9 +27,8 @@ class Site:
 
     name    dotted module name as in the plain model
     slot    the entry of ``target_modules`` it matched
-    stage   its stage, counted in network order, and block its place there; None outside of blocks
-    blocks  number of blocks its stage has
-    first   it is the network's first site of this slot; first_in_stage the same within its stage
+    stage   its stage among all that the network has, in its order, and block its place there; None outside of blocks
+    blocks  number of blocks its stage has, whether they are sites or not
     """
 
     name: str
@@ -37,8 +36,6 @@ class Site:
     stage: int | None = None
     block: int | None = None
     blocks: int = 1
-    first: bool = False
-    first_in_stage: bool = False
 
     @property
     def is_block(self) -> bool:
@@ -109,17 +106,17 @@ def find_sites(modules: dict[str, nn.Module], config: Any) -> list[Site]:
     """
     root = "backbone" if "backbone" in modules else ""
     slots = getattr(modules[root], "slots", {})
+    inside = {n: module for n, module in modules.items() if (n.startswith(f"{root}.") if root else n)}
     wanted = []
-    for name, module in modules.items():
-        inside = name.startswith(f"{root}.") if root else bool(name)
-        if not inside or below(name, config.modules_to_save or ()):
+    for name, module in inside.items():
+        if below(name, config.modules_to_save or ()):
             continue
         if config.targets == "encoder" and in_decoder(name):
             continue
         slot = config.slot_of(name, bare(module), slots)
         if slot is not None:
             wanted.append((name, slot))
-    sites = [s for s in make_sites(wanted) if config.stages is None or s.stage in config.stages]
+    sites = [s for s in make_sites(wanted, inside) if config.stages is None or s.stage in config.stages]
     if config.target_modules and not sites:
         raise UserError(
             f"no module of {type(modules[root]).__name__} matches target_modules={config.target_modules} "
@@ -128,27 +125,18 @@ def find_sites(modules: dict[str, nn.Module], config: Any) -> list[Site]:
     return sites
 
 
-def make_sites(wanted: list[tuple[str, str]]) -> list[Site]:
-    """(name, slot) pairs in network order -> Sites that know their place."""
-    found = [BLOCK.match(name) for name, _ in wanted]
-    stages = list(dict.fromkeys(m["stage"] for m in found if m))
-    blocks = {s: 1 + max(int(m["block"]) for m in found if m and m["stage"] == s) for s in stages}
-    sites: list[Site] = []
-    seen: set = set()
-    for (name, slot), match in zip(wanted, found, strict=True):
-        stage = match["stage"] if match else None
-        sites.append(
-            Site(
-                name,
-                slot,
-                stages.index(stage) if match else None,
-                int(match["block"]) if match else None,
-                blocks[stage] if match else 1,
-                first=slot not in seen,
-                first_in_stage=(slot, stage) not in seen,
-            )
-        )
-        seen |= {slot, (slot, stage)}
+def make_sites(wanted: list[tuple[str, str]], names: Iterable[str]) -> list[Site]:
+    """(name, slot) pairs -> Sites that know their place among all ``names`` of the network, which are in its order."""
+    blocks: dict[str | None, int] = {}
+    for found in filter(None, map(BLOCK.match, names)):
+        blocks[found["stage"]] = max(blocks.get(found["stage"], 0), 1 + int(found["block"]))
+    stages, sites = list(blocks), []
+    for name, slot in wanted:
+        if match := BLOCK.match(name):
+            stage = match["stage"]
+            sites.append(Site(name, slot, stages.index(stage), int(match["block"]), blocks[stage]))
+        else:
+            sites.append(Site(name, slot))
     return sites
 
 
