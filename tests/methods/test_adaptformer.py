@@ -46,3 +46,7 @@ def test_settings_that_make_no_sense_are_refused():
         AdaptFormerConfig(mid=0)
     with pytest.raises(UserError, match="reads must be one of"):
         AdaptFormerConfig(reads="both")
+    for targets in (["ffn"], ["mlp", "ffn"]):
+        with pytest.raises(UserError, match="reads='normed' contradicts .*ffn: leave one of the two out"):
+            adapt(small(), AdaptFormerConfig(reads="normed", target_modules=targets))
+    adapt(small(), AdaptFormerConfig(reads="normed", target_modules=["mlp"]))

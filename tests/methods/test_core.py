@@ -267,7 +267,8 @@ def test_status_and_layers_are_readable():
 
 def test_sites_know_their_place():
     names = ["enc.0.blocks.0.cpe", "enc.0.blocks.0.mix.attn", "enc.0.blocks.1.cpe", "enc.2.blocks.0.cpe", "embedding"]
-    sites = make_sites([(n, n.rpartition(".")[2]) for n in names])
+    wanted = [(n, n.rpartition(".")[2]) for n in names]
+    sites = make_sites(wanted, names)
     assert [(s.stage, s.block, s.blocks) for s in sites] == [
         (0, 0, 2),
         (0, 0, 2),
@@ -275,11 +276,11 @@ def test_sites_know_their_place():
         (1, 0, 1),
         (None, None, 1),
     ]
-    assert [s.first for s in sites] == [True, True, False, False, True]
-    assert [s.first_in_stage for s in sites] == [True, True, False, True, True]
+    assert make_sites(wanted[1:2] + wanted[3:], names) == sites[1:2] + sites[3:]  # what is wanted does not matter
+    assert [s.is_block for s in make_sites([("enc.0.blocks.1", "block"), *wanted], names)] == [True, *[False] * 5]
     assert matches("enc.0.blocks.1.mix.attn", "attn", {"attn": r"mix\.attn"})
     assert not matches("enc.0.blocks.1.other_attn", "attn", {})
-    with pytest.raises(ValueError, match="channels"):
+    with pytest.raises(UserError, match="channels"):
         width(nn.Linear(2, 2))
 
 

@@ -134,16 +134,50 @@ def test_controls_by_name(arm, count):
 def test_a_method_works_or_says_why_not(method, backbone, tmp_path):
     config = METHODS[method]
     assert config.works_on and set(config.works_on) <= {*KIND.values()}
-    if KIND[backbone] in config.works_on and (method, backbone) != ("decoder", "m2"):
+    network = tiny(backbone).backbone
+    if KIND[backbone] in config.works_on and (method != "decoder" or len(network.dec)):
         Case(method, backbone, tmp_path).adapted()
         return
-    reason = "no trainable part 'dec'" if (method, backbone) == ("decoder", "m2") else config.needs
-    assert reason
+    assert config.needs
     with pytest.raises(UserError) as error:
         adapt(tiny(backbone), config())
-    assert reason in str(error.value)
-    if backbone != "m2":
-        assert f"method {config.method!r} cannot work on {type(tiny(backbone).backbone).__name__}" in str(error.value)
+    told = f"method {config.method!r} cannot work on {type(network).__name__}: it needs {config.needs}"
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "backbone", "reason"),
+    [
+        ("gem", "qkv", "m2", "Linear is no branch.*can be block, cpe, mix, ffn, attn, mlp$"),
+        ("adapter", "qkv", "m2", "Linear is no branch.*can be block, cpe, mix, ffn, attn, mlp$"),
+        ("pointtpa", "qkv", "m2", "Linear is no branch.*can be cpe, mix, ffn, attn, mlp$"),
+        ("pointtpa", "block", "m2", "Block chooses the curve"),
+        ("pointgst", "block", "m2", "Block chooses the curve"),
+        ("prefix", "ffn", "m2", "FFN is no attention.*can be attn$"),
+        ("prefix", "block", "vit", "Block is no attention.*can be attn$"),
+        ("vpt", "ffn", "m2", "FFN is no attention.*can be attn$"),
+        ("vpt", r"enc\.0\.blocks\.0", "m2", "Block is no attention.*can be attn$"),
+        ("vpt", "mix", "vit", "Branch is no block.*can be block, attn$"),
+        ("idpt", "mix", "m2", "Mix is no attention.*can be attn$"),
+        ("idpt", "mix", "vit", "Branch is no block.*can be block$"),
+        ("convlora", "mix", "unet", "Mix is no convolution.*can be conv1, conv2$"),
+        ("linear", "ffn", "m2", "makes no adapters: leave target_modules=.* out"),
+        ("full", "ffn", "m2", "makes no adapters: leave target_modules=.* out"),
+        ("pointlora", "block", "m2", "adds nothing at target_modules=.*of PTv3"),
+        ("dapt", "attn", "vit", "adds nothing at target_modules=.*of PointViT"),
+        ("lora", "ffn", "m2", "FFN is not supported; the backbone's Linear slots are: qkv, proj, fc1, fc2$"),
+        ("lora", "cpe", "m2", "CPE is not supported"),
+        ("vera", "ffn", "m2", "No layers types compatible.*qkv, proj, fc1, fc2$"),
+    ],
+)
+def test_a_slot_that_a_method_cannot_use_is_refused_with_what_it_can(method, target, backbone, reason):
+    model = tiny(backbone)
+    names = list(model.state_dict())
+    with pytest.raises(UserError, match=reason) as error:
+        adapt(model, METHODS[method](target_modules=[target]))
+    told = str(error.value)
+    assert f"method {method!r}" in told and repr(target) in told and "\n" not in told and len(told) < 300
+    assert list(model.state_dict()) == names
 
 
 def test_compare_leaves_out_with_a_reason(tmp_path):

@@ -8,10 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from contracts import batch, cloud, logits, tiny, train, zero
 from methods.objects import sonata, trained
 from pointadapt.errors import UserError
-from pointadapt.methods import adapt
+from pointadapt.methods import adapt, load_adapted
 from pointadapt.methods.core import Shared
 from pointadapt.methods.gem import ContextAdapter, GEMConfig, SpatialAdapter
-from pointadapt.methods.sites import Site
 from pointadapt.point import Point, collate
 
 SONATA = (48, 96, 192, 384, 512), (3, 3, 3, 12, 3)
@@ -25,7 +24,7 @@ def spatial(channels=6, **options) -> SpatialAdapter:
 
 def context(channels=6, **options) -> ContextAdapter:
     config = GEMConfig(**{"rank": 5, "init": "small", "latent_sharing": "block", **options})
-    adapter = ContextAdapter(channels, config, Site("attn", "attn", first=True, first_in_stage=True), None)
+    adapter = ContextAdapter(channels, config, "start", True, None)
     nn.init.normal_(adapter.up.weight)
     return adapter
 
@@ -75,6 +74,37 @@ def test_encoder_only_unless_asked():
     assert everywhere == 1_815_152 + 5 * 32 * d_dec + d_dec + 8 * 27 * 32**2
     late = trained(sonata(GEMConfig(stages=[4])), "gem_")
     assert late == 3 * (5 * 32 * 512 + 512 + 27 * 32**2) + 128
+
+
+def test_latents_start_once_however_their_blocks_are_named():
+    for targets in (["attn"], [r"enc\.0\..*attn", r"enc\.1\..*attn"], [r"enc\.1\..*attn", "attn"], ["cpe", "attn"]):
+        for sharing, starts in (("global", [1, 0, 0, 0]), ("stage", [1, 0, 1, 0]), ("block", [1, 1, 1, 1])):
+            model = adapt(tiny(), GEMConfig(rank=2, target_modules=targets, latent_sharing=sharing))
+            assert [m.starts for m in model.modules() if isinstance(m, ContextAdapter)] == starts
+    late = adapt(tiny(), GEMConfig(rank=2, target_modules=[r"enc\.1\..*attn"], latent_sharing="stage"))
+    assert list(late.base_model.store["default"]) == ["stage1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"use_ca": False, "target_modules": ["cpe", "attn"]}, "use_ca=False contradicts .*attn: leave one"),
+        ({"use_sa": False, "target_modules": ["cpe", "attn"]}, "use_sa=False contradicts .*cpe: leave one"),
+        ({"context_slot": "mix", "target_modules": ["attn"]}, "context_slot='mix' contradicts .*attn: leave one"),
+    ],
+)
+def test_options_that_contradict_the_targets_are_refused(options, told):
+    with pytest.raises(UserError, match=told):
+        adapt(tiny(), GEMConfig(rank=2, **options))
+
+
+@pytest.mark.parametrize("options", [{"use_ca": False}, {"use_sa": False}, {"context_slot": "mix"}], ids=str)
+@pytest.mark.parametrize("backbone", ["m2", "unet"])
+def test_files_with_the_targets_that_options_made_load(options, backbone, tmp_path):
+    model = adapt(tiny(backbone), GEMConfig(rank=2, **options)).eval()
+    train(model, 1)
+    model.eval().save_pretrained(tmp_path)
+    assert torch.equal(logits(load_adapted(tiny(backbone), tmp_path), batch()), logits(model, batch()))
 
 
 def test_gradients_at_the_start(tmp_path):

@@ -168,6 +168,11 @@ def test_settings_that_make_no_sense_are_refused():
         IDPTConfig(module="cnn")
     with pytest.raises(UserError, match="which has 4, not 4"):
         adapt(tiny("m2"), IDPTConfig(layer=4))
+    with pytest.raises(UserError, match="no module of PTv3"):  # the last block is in the other stage
+        adapt(tiny("m2"), IDPTConfig(stages=[0]))
+    assert adapt(tiny("m2"), IDPTConfig(stages=[1])).base_model.targeted_module_names == [
+        "backbone.enc.1.blocks.1.mix.attn"
+    ]
     with pytest.raises(UserError, match="tokens must be at least 2"):
         IDPTConfig(tokens=1)
     assert DGCNN(8, 50)(torch.randn(2, 4, 8)).shape == (2, 1, 8)  # fewer tokens than neighbours

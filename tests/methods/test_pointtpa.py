@@ -65,9 +65,12 @@ def test_last_block_of_each_stage_is_dynamic():
     assert dynamic_blocks(PointTPAConfig(stages=[3])) == ["3.blocks.11"]
     assert dynamic_blocks(PointTPAConfig(dynamic=["0.1", "3.4"])) == ["0.blocks.1", "3.blocks.4"]
     assert len(dynamic_blocks(PointTPAConfig(dynamic="all"))) == 24
-    late = sonata(PointTPAConfig(stages=[3]))
-    adapter = late.get_submodule("base_model.model.backbone.enc.3.blocks.11.ffn.pointtpa_adapter.default")
-    assert (adapter.grouping.size, adapter.down.experts) == (20, 2)  # settings stay those of the stage
+    assert dynamic_blocks(PointTPAConfig(target_modules=[r"blocks\.[01]\.ffn"])) == []  # none is the last
+    pattern = r"enc\.3\.blocks\.\d+\.ffn"
+    for options in ({"stages": [3]}, {"target_modules": [pattern]}, {"target_modules": [pattern], "stages": [3]}):
+        late = sonata(PointTPAConfig(**options))
+        adapter = late.get_submodule("base_model.model.backbone.enc.3.blocks.11.ffn.pointtpa_adapter.default")
+        assert (adapter.grouping.size, adapter.down.experts) == (20, 2)  # settings stay those of the stage
 
 
 @pytest.mark.parametrize(("counts", "size"), [([10], 3), ([7, 20], 4), ([3, 0, 9], 5), ([1], 200), ([1000], 7)])
@@ -86,6 +89,24 @@ def test_clean_patches_are_the_even_cuts(counts, size):
     assert torch.equal(patches.group, expected)
     assert torch.equal(patches.lengths, torch.bincount(expected))
     assert torch.equal(patches.divisor, patches.lengths.float())
+
+
+@pytest.mark.parametrize(("mode", "size"), [("num", 5), ("length", 8)])
+def test_random_patches_have_the_clean_sizes_and_no_stretch_of_the_curve(mode, size):
+    counts = [40, 60]
+    curve = torch.cat([torch.randperm(n) + sum(counts[:i]) for i, n in enumerate(counts)])
+    clean, mixed = (Grouping(size, mode, rule).cut(curve, curve.argsort(), counts) for rule in ("clean", "random"))
+    assert torch.equal(mixed.lengths, clean.lengths) and torch.equal(mixed.divisor, clean.divisor)
+    assert torch.equal(mixed.lengths, torch.bincount(mixed.group))
+    assert torch.equal(mixed.group[mixed.order], mixed.group.sort().values)  # sorted by patch, as the gate sums them
+    place = curve.argsort()
+    for patch, length in enumerate(clean.lengths.tolist()):
+        for patches, is_stretch in ((clean, True), (mixed, False)):
+            where = place[patches.group == patch]
+            assert (where < 40).all() or (where >= 40).all()
+            assert (where.max() - where.min() + 1 == length) == is_stretch
+        rows = (mixed.group == patch).nonzero()
+        assert rows.max() - rows.min() + 1 > length  # nor of the rows as given
 
 
 def test_length_mode_and_official_rule():
@@ -173,6 +194,20 @@ def test_gate_rows():  # 4, 5
     for values in (adapter.down.gate.fc2, adapter.down.gate.bias):
         nn.init.zeros_(values)
     assert torch.equal(adapter.down.coefficients(feat, patches), torch.full((5, 3), 1 / 3))
+
+
+def test_a_uniform_gate_mixes_all_patches_alike_before_and_after_training():
+    model, point = adapt(tiny(), PointTPAConfig(mid=8, gate="uniform")).eval(), batch()
+    mixtures = [m for m in model.modules() if isinstance(m, DynamicDown)]
+    seen = []
+    for down in mixtures:
+        down.register_forward_hook(lambda down, args, out: seen.append(down.coefficients(*args)))
+    for steps in (0, 3):
+        train(model, steps)
+        seen.clear()
+        logits(model.eval(), point)
+        assert len(seen) == len(mixtures) > 0
+        assert all(len(rows) > 1 and torch.equal(rows, torch.full_like(rows, 1 / rows.shape[1])) for rows in seen)
 
 
 def test_one_group_and_one_point_groups():  # 6

@@ -155,7 +155,10 @@ class DecoderConfig(AdapterConfig):
     """Decoder probe: decoder and head in full, encoder frozen."""
 
     works_on: ClassVar[tuple[str, ...]] = ("points", "voxels")
-    needs: ClassVar[str] = "a decoder, which networks over groups of points do not have"
+    needs: ClassVar[str] = (
+        "a decoder, which scene networks have when loaded with one (--decoder, load_backbone(..., decoder=True)) and "
+        "networks over groups of points never have"
+    )
     trains: ClassVar[tuple[str, ...]] = ("dec",)
 
 

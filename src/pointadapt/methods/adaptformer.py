@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.sites import Site, width
 from pointadapt.point import Point
@@ -33,7 +34,7 @@ class AdaptFormerConfig(AdapterConfig):
         default="stream",
         metadata={
             "help": "stream: the branch's input before its norm (released code), outside of drop path; normed: what "
-            "the MLP reads (the paper's formula)."
+            "the MLP reads (the paper's formula). What target_modules names decides, if it is given."
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the up projection."})
@@ -44,6 +45,15 @@ class AdaptFormerConfig(AdapterConfig):
         if self.target_modules is None:
             self.target_modules = ["ffn" if self.reads == "stream" else "mlp"]
         super().__post_init__()
+
+    def shared(self, sites: list[Site]) -> None:
+        """Nothing is shared; all sites being known, raises UserError for one whose input is not normed."""
+        other = next((s.name for s in sites if not s.name.endswith(("mlp", "convs"))), None)
+        if self.reads == "normed" and other:
+            raise UserError(
+                f"reads='normed' contradicts target_modules={self.target_modules}, which asks for an adapter at "
+                f"{other}: leave one of the two out"
+            )
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         return ScaledBottleneck(width(frozen), self)

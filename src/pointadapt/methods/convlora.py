@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
-from pointadapt.methods.sites import Site
+from pointadapt.methods.sites import Site, Unfit
 from pointadapt.ops.sparse_conv import neighbors, subm_conv
 from pointadapt.point import Point
 
@@ -51,6 +51,8 @@ class LowRankConv(Adapter):
 
     def __init__(self, frozen: Any, config: ConvLoraConfig) -> None:
         super().__init__()
+        if not hasattr(frozen, "kernel_size"):
+            raise Unfit(f"{type(frozen).__name__} is no convolution")
         out, *cube, channels = frozen.weight.shape
         self.kernel_size, self.scale = frozen.kernel_size, config.lora_alpha / config.r
         self.dropout = nn.Dropout(config.lora_dropout)

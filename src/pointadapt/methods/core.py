@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,8 +45,10 @@ from pointadapt.methods.sites import (
     Site,
     below,
     check_names,
+    has_parts,
     in_decoder,
     leaves,
+    linear_slots,
     matches,
     plain_modules,
     trained_parts,
@@ -63,12 +66,13 @@ NEEDS_TRANSFORMER = "blocks of attention and feed-forward branches, which a conv
 
 
 def check_kind(config: Any, name: str, model: Any) -> None:
-    """Raise UserError when the model's backbone is of a kind that the method ``name`` does not work on.
+    """Raise UserError when the method ``name`` does not work on the model's kind of backbone, or lacks what it trains.
 
     Configs that do not say (those of peft itself) are asked nothing.
     """
     backbone = getattr(model, "backbone", model)
-    if getattr(backbone, "kind", "points") not in getattr(config, "works_on", (getattr(backbone, "kind", "points"),)):
+    kind = getattr(backbone, "kind", "points")
+    if kind not in getattr(config, "works_on", (kind,)) or not has_parts(backbone, getattr(config, "trains", ())):
         raise UserError(f"method {name!r} cannot work on {type(backbone).__name__}: it needs {config.needs}")
     if getattr(config, "regroups", False) and getattr(backbone, "pyramid", None) is not None:
         raise UserError(f"method {name!r} cuts clouds into groups by itself, and a pyramid has none: use head mlp")
@@ -147,6 +151,8 @@ class AdapterConfig(Recorded):
         Raises UserError for a backbone that the method cannot work on.
         """
         check_kind(self, self.method, model)
+        if self.target_modules and type(self).adapter is AdapterConfig.adapter:
+            raise UserError(f"method {self.method!r} makes no adapters: leave target_modules={self.target_modules} out")
         slots = slots_of(model)
         targets = [t if t in slots else self.stand_ins.get(t, t) for t in self.target_modules or ()]
         self.target_modules = list(dict.fromkeys(targets))
@@ -296,11 +302,14 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
     if isinstance(model, PeftModel):
         raise UserError("this model is adapted already: add a further adapter with model.add_adapter(name, config)")
     config = copy.deepcopy(config)
-    check_kind(config, getattr(config, "method", config.peft_type.lower()), model)
+    method = getattr(config, "method", config.peft_type.lower())
+    check_kind(config, method, model)
     modules = plain_modules(model)
     if config.modules_to_save is None:
         config.modules_to_save = trained_parts(model, getattr(config, "trains", ()))
     config.modules_to_save = leaves(modules, config.modules_to_save) or None
+    asked = getattr(config, "target_modules", None)
+    asked = sorted(asked) if isinstance(asked, set) else asked  # as peft keeps it
     if not isinstance(config, AdapterConfig):
         resolve(model, modules, config)
         check_names(adapter_name, f"{config.peft_type.lower()}_", modules, [])
@@ -312,8 +321,12 @@ def adapt(model: nn.Module, config: Any, adapter_name: str = "default") -> PeftM
             except ValueError as error:
                 if isinstance(error, UserError) or isinstance(config, AdapterConfig):
                     raise
-                told = str(error).partition(". ")[0]
-                raise UserError(f"{told}; the backbone's slots are: {', '.join(slots_of(model)) or 'none'}") from error
+                # peft says "Target module Block(...)", with all that is in it
+                told = re.sub(r"(?s)^Target module (\w+)\(.*\) is not", r"\1 is not", str(error)).partition(". ")[0]
+                linear = ", ".join(linear_slots(modules, slots_of(model))) or "none"
+                raise UserError(
+                    f"method {method!r} with target_modules={asked}: {told}; the backbone's Linear slots are: {linear}"
+                ) from error
         adapted.__class__ = Adapted
         config.base_model_name_or_path = None  # see Recorded
         keep_still(model)

@@ -101,16 +101,35 @@ class GEMConfig(AdapterConfig):
             raise UserError("use_sa and use_ca are both false, which leaves no adapter: use method linear")
 
     def shared(self, sites: list[Site]) -> nn.Module | None:
+        """The latents, by bank. All sites being known, raises UserError for those that other options rule out."""
         readers = [s for s in sites if not is_spatial(s)]
+        for option, ruled_out in (
+            ("use_sa=False", [s for s in sites if is_spatial(s) and not self.use_sa]),
+            ("use_ca=False", [s for s in readers if not self.use_ca]),
+            ("context_slot='mix'", [s for s in readers if self.context_slot == "mix" and not s.name.endswith("mix")]),
+        ):
+            if ruled_out:
+                raise UserError(
+                    f"{option} contradicts target_modules={self.target_modules}, which asks for an adapter at "
+                    f"{ruled_out[0].name}: leave one of the two out"
+                )
+        first: dict[str, str] = {}
+        for site in readers:
+            first.setdefault(self.bank(site), site.name)
+        #: The sites where a bank's latents start.
+        self.starts = set(first.values())
         if not readers or self.latent_sharing == "block":
             return None
-        keys = ["start"] if self.latent_sharing == "global" else [bank_of(s) for s in readers if s.first_in_stage]
-        return nn.ParameterDict({key: new_latents(self) for key in keys})
+        return nn.ParameterDict({bank: new_latents(self) for bank in first})
+
+    def bank(self, site: Site) -> str:
+        """Which latents a context adapter reads with."""
+        return {"global": "start", "stage": f"stage{site.stage}", "block": site.name}[self.latent_sharing]
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         if is_spatial(site):
             return SpatialAdapter(width(frozen), self)
-        return ContextAdapter(width(frozen), self, site, shared)
+        return ContextAdapter(width(frozen), self, self.bank(site), site.name in self.starts, shared)
 
 
 METHODS["gem"] = GEMConfig
@@ -118,10 +137,6 @@ METHODS["gem"] = GEMConfig
 
 def is_spatial(site: Site) -> bool:
     return site.name.endswith(("cpe", "convs"))
-
-
-def bank_of(site: Site) -> str:
-    return f"stage{site.stage}"
 
 
 def new_latents(config: GEMConfig) -> nn.Parameter:
@@ -187,16 +202,14 @@ class ContextAdapter(Adapter):
     from one forward pass to the next. It is read scene by scene: nothing of size N x L x R is ever made.
     """
 
-    def __init__(self, channels: int, config: GEMConfig, site: Site, shared: Shared) -> None:
+    def __init__(self, channels: int, config: GEMConfig, bank: str, starts: bool, shared: Shared) -> None:
         super().__init__()
         rank = config.rank_ca or config.rank
         self.rank, self.share, self.alpha = rank, config.share, config.alpha
         self.scale = rank**-0.5 if config.ca_scale == "rsqrt" else 1.0
         self.update, self.norm_latents = config.latent_update, config.norm_latents
         self.step2, self.step2_norm = config.step2, config.step2_norm
-        self.starts = {"global": site.first, "stage": site.first_in_stage, "block": True}[config.latent_sharing]
-        self.bank = "start" if config.latent_sharing == "global" else bank_of(site)
-        self.shared = shared
+        self.bank, self.starts, self.shared = bank, starts, shared
         self.latents = new_latents(config) if config.latent_sharing == "block" else None
         # W_Q, W_K (and W_V) in one matrix product
         self.read = nn.Linear(channels, rank * (3 if config.share == "none" else 2), bias=False)

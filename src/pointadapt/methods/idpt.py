@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
 from pointadapt.methods.prompts import Prompt, drawn, joined, keys_and_values
-from pointadapt.methods.sites import Site, in_decoder, matches, plain_modules, width
+from pointadapt.methods.sites import Site, Unfit, attention, in_decoder, matches, plain_modules, width
 from pointadapt.ops.amax import amax
 from pointadapt.ops.batchnorm import RowNorm
 from pointadapt.ops.neighbors import gather
@@ -116,6 +116,10 @@ class IDPTConfig(AdapterConfig):
         return Position(cast(Any, self.final_norm[0]).weight.shape[0], self.prompt_pos != "frozen")
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
+        if self.on_points:
+            attention(frozen)
+        elif not site.is_block:
+            raise Unfit(f"{type(frozen).__name__} is no block, which is what a prompt can be put in front of")
         generator = GENERATORS[self.module or ("dgcnn_light" if self.taps else "dgcnn")](width(frozen), self.neighbors)
         if self.on_points:
             return ScenePrompt(frozen, generator, self.tokens)

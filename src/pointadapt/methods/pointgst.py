@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
-from pointadapt.methods.sites import Site, width
+from pointadapt.methods.sites import Site, Unfit, width
 from pointadapt.ops.order import curve_order, interleave
 from pointadapt.ops.segment import segment_count
 from pointadapt.point import Point
@@ -76,16 +76,18 @@ class PointGSTConfig(AdapterConfig):
 
     def prepare(self, model: Any) -> None:
         super().prepare(model)
-        is_scene = getattr(getattr(model, "backbone", model), "kind", "points") == "points"
-        self.rank = self.rank or (64 if is_scene else 36)
-        self.graphs = self.graphs or ([16, 32] if is_scene else [0, 32])
-        if is_scene and 0 in self.graphs:
+        self.on_points = getattr(getattr(model, "backbone", model), "kind", "points") == "points"
+        self.rank = self.rank or (64 if self.on_points else 36)
+        self.graphs = self.graphs or ([16, 32] if self.on_points else [0, 32])
+        if self.on_points and 0 in self.graphs:
             raise UserError("graphs: 0 (all centres of a cloud) is for objects; a scene has too many points for it")
-        if is_scene and self.compat == "released":
+        if self.on_points and self.compat == "released":
             raise UserError("compat='released' is for objects: no code for scenes was released")
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
         assert self.rank is not None and self.graphs is not None  # prepare has set them
+        if self.on_points and site.is_block:
+            raise Unfit(f"{type(frozen).__name__} chooses the curve of its graphs inside")
         settings = Settings(tuple(self.graphs), self.basis, self.compat == "released")
         return SpectralAdapter(width(frozen), self.rank, settings, self.transpose_basis)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, one_of, peft_method
-from pointadapt.methods.sites import Site, width
+from pointadapt.methods.sites import Site, Unfit, width
 from pointadapt.ops.order import curve_order, places
 from pointadapt.ops.segment import segment_count
 from pointadapt.point import Point
@@ -95,6 +95,8 @@ class PointTPAConfig(AdapterConfig):
             one_of("dynamic", name, tuple(known))
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
+        if site.is_block and self.dynamic != "none":
+            raise Unfit(f"{type(frozen).__name__} chooses the curve of its patches inside")
         stage = site.stage or 0  # backbones with more stages than entries go on with the last one
         experts = self.experts[min(stage, len(self.experts) - 1)] if self.is_dynamic(site) else None
         groups = Grouping(self.groups[min(stage, len(self.groups) - 1)], self.mode, self.grouping)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pointadapt.errors import UserError
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
-from pointadapt.methods.sites import Site, width
+from pointadapt.methods.sites import Site, Unfit, attention, width
 from pointadapt.point import Point
 from pointadapt.tokens import Tokens
 
@@ -55,7 +55,8 @@ class VPTConfig(AdapterConfig):
 
     def prepare(self, model: Any) -> None:
         super().prepare(model)
-        if getattr(getattr(model, "backbone", model), "kind", "points") == "points":
+        self.on_points = getattr(getattr(model, "backbone", model), "kind", "points") == "points"
+        if self.on_points:
             if not self.deep:
                 raise UserError(
                     "method 'vpt' with deep=False cannot work on a scene backbone: it needs one sequence that goes "
@@ -64,8 +65,10 @@ class VPTConfig(AdapterConfig):
             self.target_modules = ["attn" if target == "block" else target for target in self.target_modules or ()]
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
-        if hasattr(frozen, "qkv"):
-            return WindowPrompts(frozen, self.n)
+        if self.on_points or hasattr(frozen, "qkv"):
+            return WindowPrompts(attention(frozen), self.n)
+        if not site.is_block:
+            raise Unfit(f"{type(frozen).__name__} is no block, which is what tokens can be put in front of")
         return DeepPrompts(width(frozen), self.n) if self.deep else ShallowPrompts(width(frozen), self.n)
 
 
@@ -158,7 +161,7 @@ class PrefixConfig(AdapterConfig):
         at_least(1, n=self.n)
 
     def adapter(self, frozen: nn.Module, site: Site, shared: Shared) -> Adapter:
-        return Prefix(width(frozen), self.n)
+        return Prefix(width(attention(frozen)), self.n)
 
 
 METHODS["prefix"] = PrefixConfig

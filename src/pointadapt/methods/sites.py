@@ -27,9 +27,8 @@ class Site:
 
     name    dotted module name as in the plain model
     slot    the entry of ``target_modules`` it matched
-    stage   its stage, counted in network order, and block its place there; None outside of blocks
-    blocks  number of blocks its stage has
-    first   it is the network's first site of this slot; first_in_stage the same within its stage
+    stage   its stage among all that the network has, in its order, and block its place there; None outside of blocks
+    blocks  number of blocks its stage has, whether they are sites or not
     """
 
     name: str
@@ -37,8 +36,12 @@ class Site:
     stage: int | None = None
     block: int | None = None
     blocks: int = 1
-    first: bool = False
-    first_in_stage: bool = False
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a whole block and not a part of one."""
+        found = BLOCK.match(self.name)
+        return found is not None and found.end() == len(self.name)
 
 
 def matches(name: str, slot: str, slots: dict[str, str]) -> bool:
@@ -55,13 +58,24 @@ def below(name: str, parents: Iterable[str]) -> bool:
     return any(name == p or name.startswith(f"{p}.") for p in parents)
 
 
+class Unfit(UserError):
+    """Why a method cannot stand at a module; the tuner adds which method and module, and what to target instead."""
+
+
 def width(frozen: nn.Module) -> int:
-    """Channels of the features a branch module takes and returns. Raises ValueError when it does not say."""
+    """Channels of the features a branch module takes and returns. Raises Unfit when it does not say."""
     for module in frozen.modules():
         channels = getattr(module, "channels", None)
         if isinstance(channels, int):
             return channels
-    raise ValueError(f"{type(frozen).__name__} has no attribute 'channels': an adapter cannot know its width")
+    raise Unfit(f"{type(frozen).__name__} is no branch, which would say how many channels it takes and returns")
+
+
+def attention(frozen: nn.Module) -> nn.Module:
+    """The module itself, when it takes a prompt and projects it to keys and values. Raises Unfit when it does not."""
+    if not hasattr(frozen, "qkv"):
+        raise Unfit(f"{type(frozen).__name__} is no attention, which is what takes prompts")
+    return frozen
 
 
 def bare(module: Any) -> Any:
@@ -92,17 +106,17 @@ def find_sites(modules: dict[str, nn.Module], config: Any) -> list[Site]:
     """
     root = "backbone" if "backbone" in modules else ""
     slots = getattr(modules[root], "slots", {})
+    inside = {n: module for n, module in modules.items() if (n.startswith(f"{root}.") if root else n)}
     wanted = []
-    for name, module in modules.items():
-        inside = name.startswith(f"{root}.") if root else bool(name)
-        if not inside or below(name, config.modules_to_save or ()):
+    for name, module in inside.items():
+        if below(name, config.modules_to_save or ()):
             continue
         if config.targets == "encoder" and in_decoder(name):
             continue
         slot = config.slot_of(name, bare(module), slots)
         if slot is not None:
             wanted.append((name, slot))
-    sites = [s for s in make_sites(wanted) if config.stages is None or s.stage in config.stages]
+    sites = [s for s in make_sites(wanted, inside) if config.stages is None or s.stage in config.stages]
     if config.target_modules and not sites:
         raise UserError(
             f"no module of {type(modules[root]).__name__} matches target_modules={config.target_modules} "
@@ -111,28 +125,34 @@ def find_sites(modules: dict[str, nn.Module], config: Any) -> list[Site]:
     return sites
 
 
-def make_sites(wanted: list[tuple[str, str]]) -> list[Site]:
-    """(name, slot) pairs in network order -> Sites that know their place."""
-    found = [BLOCK.match(name) for name, _ in wanted]
-    stages = list(dict.fromkeys(m["stage"] for m in found if m))
-    blocks = {s: 1 + max(int(m["block"]) for m in found if m and m["stage"] == s) for s in stages}
-    sites: list[Site] = []
-    seen: set = set()
-    for (name, slot), match in zip(wanted, found, strict=True):
-        stage = match["stage"] if match else None
-        sites.append(
-            Site(
-                name,
-                slot,
-                stages.index(stage) if match else None,
-                int(match["block"]) if match else None,
-                blocks[stage] if match else 1,
-                first=slot not in seen,
-                first_in_stage=(slot, stage) not in seen,
-            )
-        )
-        seen |= {slot, (slot, stage)}
+def make_sites(wanted: list[tuple[str, str]], names: Iterable[str]) -> list[Site]:
+    """(name, slot) pairs -> Sites that know their place among all ``names`` of the network, which are in its order."""
+    blocks: dict[str | None, int] = {}
+    for found in filter(None, map(BLOCK.match, names)):
+        blocks[found["stage"]] = max(blocks.get(found["stage"], 0), 1 + int(found["block"]))
+    stages, sites = list(blocks), []
+    for name, slot in wanted:
+        if match := BLOCK.match(name):
+            stage = match["stage"]
+            sites.append(Site(name, slot, stages.index(stage), int(match["block"]), blocks[stage]))
+        else:
+            sites.append(Site(name, slot))
     return sites
+
+
+def slots_in_blocks(modules: dict[str, nn.Module]) -> list[Site]:
+    """For each slot of the backbone that lies in its blocks, the first module it names."""
+    root = "backbone" if "backbone" in modules else ""
+    slots = getattr(modules[root], "slots", {})
+    inside = [name for name in modules if name.startswith(root) and BLOCK.match(name)]
+    first = [(next((name for name in inside if matches(name, slot, slots)), None), slot) for slot in slots]
+    return [Site(name, slot) for name, slot in first if name]
+
+
+def linear_slots(modules: dict[str, nn.Module], slots: dict[str, str]) -> list[str]:
+    """Slots whose modules hold a matrix, like Linear (or GPT-2's Conv1D): what low-rank updates are for."""
+    matrices = [name for name, module in modules.items() if getattr(module._parameters.get("weight"), "ndim", 0) == 2]
+    return [slot for slot in slots if any(matches(name, slot, slots) for name in matrices)]
 
 
 def check_names(adapter_name: str, prefix: str, modules: dict[str, nn.Module], adapters: Iterable[nn.Module]) -> None:
@@ -172,10 +192,15 @@ def leaves(modules: dict[str, nn.Module], names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def has_parts(backbone: Any, names: Iterable[str]) -> bool:
+    """Whether the backbone has these children, with something in them to train; "" is the backbone itself."""
+    return all(any(True for _ in getattr(backbone, n, nn.ModuleList()).parameters()) for n in names if n)
+
+
 def trained_parts(model: Any, trains: tuple[str, ...]) -> list[str]:
     """What is trained in full: the head, fresh parts of the backbone, and the children that a method ``trains``.
 
-    An empty string stands for the whole backbone. Raises UserError when the backbone does not have a part.
+    An empty string stands for the whole backbone.
     """
     backbone = getattr(model, "backbone", model)
     head = ["head"] if hasattr(model, "head") else []
@@ -183,10 +208,4 @@ def trained_parts(model: Any, trains: tuple[str, ...]) -> list[str]:
         return [*head, *backbone.__dict__.get("fresh", ())]
     if "" in trains:
         return [*head, "backbone"]
-    for name in trains:
-        if not list(getattr(backbone, name, nn.ModuleList()).parameters()):
-            raise UserError(
-                f"this backbone has no trainable part {name!r}: load it with one, --decoder or "
-                "load_backbone(..., decoder=True)"
-            )
     return [*head, *(f"backbone.{name}" for name in dict.fromkeys([*getattr(backbone, "fresh", ()), *trains]))]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pointadapt.methods.core import METHODS, Adapter, AdapterConfig, Shared, at_least, peft_method
-from pointadapt.methods.sites import Site
+from pointadapt.methods.sites import Site, Unfit
 
 
 @peft_method("ssf")
@@ -58,7 +58,7 @@ METHODS["ssf"] = SSFConfig
 
 
 def out_width(frozen: nn.Module) -> int:
-    """Channels of what a module returns. Raises ValueError when nothing in it says."""
+    """Channels of what a module returns. Raises Unfit when nothing in it says."""
     for module in frozen.modules():
         for name in ("channels", "out_features", "num_features", "normalized_shape"):
             value: Any = getattr(module, name, None)
@@ -66,7 +66,7 @@ def out_width(frozen: nn.Module) -> int:
                 return int(value[-1])
             if isinstance(value, int):
                 return value
-    raise ValueError(f"{type(frozen).__name__} does not say how many channels it returns")
+    raise Unfit(f"{type(frozen).__name__} does not say how many channels it returns")
 
 
 class ScaleShift(Adapter):

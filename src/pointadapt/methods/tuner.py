@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +22,17 @@ from torch import Tensor, nn
 
 from pointadapt.errors import UserError
 from pointadapt.methods.adapter import Adapter, Shared
-from pointadapt.methods.sites import bare, check_names, find_sites, leaves, plain_modules, trained_parts
+from pointadapt.methods.sites import (
+    Site,
+    Unfit,
+    bare,
+    check_names,
+    find_sites,
+    leaves,
+    plain_modules,
+    slots_in_blocks,
+    trained_parts,
+)
 from pointadapt.ops.batchnorm import keep_still
 from pointadapt.ops.devices import device_of, move
 
@@ -92,6 +102,22 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             move(adapter, device or device_of(self.base_layer, adapter))
 
 
+def make(config: AdapterConfig, modules: dict[str, nn.Module], site: Site, shared: Shared) -> Adapter:
+    """The config's adapter for a site. Raises UserError where the method cannot stand."""
+    try:
+        return config.adapter(bare(modules[site.name]), site, shared)
+    except Unfit as reason:
+        fit = []
+        for other in slots_in_blocks(modules):
+            with suppress(Unfit):
+                config.adapter(bare(modules[other.name]), other, shared)
+                fit.append(other.slot)
+        raise UserError(
+            f"method {config.method!r} cannot adapt {site.slot!r} ({site.name}): {reason}; target_modules "
+            f"can be {', '.join(fit) or 'left out'}"
+        ) from None
+
+
 class Tuner(BaseTuner):
     """Puts ``config.adapter(...)`` at every site and holds ``config.shared()`` once per adapter name."""
 
@@ -127,7 +153,13 @@ class Tuner(BaseTuner):
             raise NotImplementedError(f"{type(self).__name__} finds its targets by its config, not by a state dict")
         config: AdapterConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         config.base_model_name_or_path = None  # see Recorded
+        asked = config.target_modules
         config.prepare(model)
+        if asked and not config.target_modules:
+            backbone = type(getattr(model, "backbone", model)).__name__
+            raise UserError(
+                f"method {config.method!r} adds nothing at target_modules={asked} of {backbone}: leave it out"
+            )
         modules = plain_modules(model)
         others = [cast(Any, c).modules_to_save for name, c in self.peft_config.items() if name != adapter_name]
         if config.modules_to_save is None and any(others):  # a further adapter brings a head of its own, too
@@ -140,7 +172,7 @@ class Tuner(BaseTuner):
         with context():
             shared = config.shared(sites)
             reference = Shared(self.store, adapter_name)
-            built = [(site, config.adapter(bare(modules[site.name]), site, reference)) for site in sites]
+            built = [(site, make(config, modules, site, reference)) for site in sites]
         check_names(adapter_name, self.prefix, modules, [a for _, a in built])
 
         is_first = not any(isinstance(m, AdapterLayer | AuxiliaryTrainingWrapper) for m in model.modules())
