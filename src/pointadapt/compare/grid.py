@@ -3,6 +3,7 @@
 A folder is the whole state:
 
     grid.json           what is compared (record.py); a resumed grid must ask for the same
+    hashes.json         hash of each file of the data, with its size and time: what is unchanged is read once
     cells/KEY.json      a finished cell; never run again
     cells/KEY.claim     a process is at it (claim.py)
     runs/KEY/           the run of a cell in work, which goes on where it was stopped
