@@ -89,7 +89,7 @@ def difference_table(rows: Sequence[Row], key: str) -> str:
     note = (
         '<p class="note">Mean of the paired differences over seeds ± half of the 95 % interval (Student). '
         "Grey: the interval holds zero, so these runs do not tell the two apart. All seeds are scored on the same test "
-        "data: how much other data would change is not in the interval. "
+        "data, at the rates that were chosen once: how much others of either would change is not in the interval. "
         f"Were all arms equal, one in twenty of the {math.comb(len(rows), 2)} pairs would be clear by chance: the "
         "intervals are not corrected for their number.</p>"
     )
