@@ -29,6 +29,12 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
+def test_a_head_that_reads_prompts_needs_them():
+    with pytest.raises(UserError, match="makes no prompts, which its head reads: add block"):
+        official(DAPTConfig(target_modules=["mlp"]))
+    assert trained(official(DAPTConfig(target_modules=["mlp"], prompts=False)), "dapt_adapter") > 0
+
+
 def test_counts_at_official_size():
     model = official(DAPTConfig())
     assert (trained(model), trained(model, ".head.")) == (1_087_771, 365_839)

@@ -81,6 +81,11 @@ class DAPTConfig(AdapterConfig):
         if on_points or (is_parts and self.read == self.usual):
             self.read = None
         super().prepare(model)
+        if self.target_modules and "mean prompt" in (self.read or ()) and "block" not in self.target_modules:
+            raise UserError(
+                f"method 'dapt' with target_modules={self.target_modules} makes no prompts, which its head reads: add "
+                "block, or read something else"
+            )
 
     def slot_of(self, name: str, module: nn.Module, slots: dict[str, str]) -> str | None:
         return super().slot_of(name, module, slots) if any(True for _ in module.parameters()) else None
