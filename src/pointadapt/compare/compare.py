@@ -73,7 +73,10 @@ def compare(
     )  # fmt: skip
     if len(grid.factors) > 1:
         check_trials(grid)
-    grid.data = fingerprint(probe.dataset, out / "hashes.json")
+    known = out / "hashes.json"
+    if not known.is_file():
+        print("reading all files of the data once, to know later that they are the same", flush=True)
+    grid.data = fingerprint(probe.dataset, known)
     grid.open(to_run=not report_only)
     if not report_only:
         for line in same_shares(grid):
