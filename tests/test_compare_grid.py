@@ -278,6 +278,9 @@ def test_results_belong_to_the_labels_even_where_sizes_are_the_same(tmp_path):
     stored[str(file.resolve())][-1] = "remembered"
     known.write_text(json.dumps(stored))
     assert fingerprint(DataSet.open(tmp_path / "scans"), known) != after  # what is unchanged is not read again
+    known.write_text("[]")
+    with pytest.raises(UserError, match="hashes.json: it holds no hashes; delete it"):
+        fingerprint(DataSet.open(tmp_path / "scans"), known)
 
 
 def test_results_belong_to_the_content_of_files_that_are_named(tmp_path):

@@ -102,7 +102,10 @@ def fingerprint(dataset: Any, known: Path) -> dict[str, Any]:
     content = dataset.as_dict()
     listed = content.pop("splits")
     content.pop("tests", None)
-    before = read_json(known, "delete it") if known.is_file() else {}
+    cure = "delete it: the data is then read anew"
+    before = read_json(known, cure) if known.is_file() else {}
+    if not isinstance(before, dict):
+        raise UserError(f"{known}: it holds no hashes; {cure}")
     now: dict[str, Any] = {}
     for split in SPLITS:
         paths = dataset.paths(split)
