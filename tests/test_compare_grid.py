@@ -1,5 +1,6 @@
 """The grid that several processes share: its cells, its claims, and what its results belong to."""
 
+import errno
 import json
 import os
 import time
@@ -220,6 +221,13 @@ def test_any_other_error_ends_the_grid(tmp_path):
     with pytest.raises(UserError, match="^gem--50pc--trial-x0.3: no such file"):
         work(grid, do, told=lambda text: None)
     assert not list((tmp_path / "grid" / "cells").iterdir())
+
+    def full(run, cell):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as found:  # whose cure the command line knows
+        work(grid, full, told=lambda text: None)
+    assert found.value.errno == errno.ENOSPC
 
 
 def test_another_comparison_in_the_folder_is_refused(tmp_path):

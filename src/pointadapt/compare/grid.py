@@ -209,7 +209,9 @@ def work(grid: Grid, do: Callable[[Run, Cell], dict[str, Any]], told: Callable[[
                 except (UserError, OSError) as error:
                     if not mine.held():
                         break
-                    raise UserError(f"{cell.key}: {error}") from error if isinstance(error, UserError) else error
+                    if isinstance(error, UserError):
+                        raise UserError(f"{cell.key}: {error}") from error
+                    raise
                 if not mine.held():  # another process took it over while this one slept, and will finish it
                     break
                 about = {"arm": cell.arm.name, "labels": cell.labels, "seed": cell.seed, "factor": factor}
