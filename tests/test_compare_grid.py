@@ -29,10 +29,16 @@ def grid_of(folder: Path, **changes) -> Grid:
     return Grid(folder / "grid", [Arm("gem", "gem"), Arm("linear", "linear")], ["50%", "100%"], 2, settings)
 
 
-def test_every_cell_runs_once_with_the_rate_its_trials_chose(tmp_path):
+@pytest.fixture
+def grid(tmp_path) -> Grid:
+    """One that was begun, on scans of its own."""
     write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
+    begun = grid_of(tmp_path)
+    begun.open()
+    return begun
+
+
+def test_every_cell_runs_once_with_the_rate_its_trials_chose(grid, tmp_path):
     seen = []
 
     def do(run, cell):
@@ -121,10 +127,7 @@ def test_a_process_whose_cell_was_taken_over_leaves_it_to_the_other(tmp_path):
         assert (grid.out / "runs" / cell.key).exists() == (cell.key in stolen)
 
 
-def test_equal_trials_leave_the_recipe_s_rate(tmp_path):
-    write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
+def test_equal_trials_leave_the_recipe_s_rate(grid, tmp_path):
     work(grid, lambda run, cell: {"score": 0.5, "scores": {"miou": 0.5}, "seconds": 1.0}, told=lambda text: None)
     assert {grid.factor(cell) for cell in grid.cells() if not cell.is_trial} == {1.0}
     notes = " ".join(module.notes_on(grid, tiny_run(tmp_path), rows_of(grid, {})))
@@ -145,10 +148,7 @@ def test_processes_that_begin_at_once_agree_on_the_settings(tmp_path):
             begun.result()
 
 
-def test_a_report_adds_nothing_to_the_grid(tmp_path):
-    write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
+def test_a_report_adds_nothing_to_the_grid(grid):
     before = (grid.out / "grid.json").read_text()
     replace(grid, arms=[Arm("gme", "gem", {"rank": 8})]).open(to_run=False)
     assert (grid.out / "grid.json").read_text() == before
@@ -173,10 +173,7 @@ def test_a_void_claim_that_another_process_took_over_in_between_is_left_to_it(tm
     assert json.loads(file.read_text())["pid"] == os.getpid() and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_diverged_trial_is_the_worst_and_the_grid_goes_on(tmp_path):
-    write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
+def test_a_diverged_trial_is_the_worst_and_the_grid_goes_on(grid, tmp_path):
     told = []
 
     def do(run, cell):
@@ -195,10 +192,7 @@ def test_a_diverged_trial_is_the_worst_and_the_grid_goes_on(tmp_path):
     assert any(note in line for line in module.notes_on(grid, tiny_run(tmp_path), []))
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path):
-    write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
+def test_a_file_that_is_no_result_is_named(grid):
     cell = grid.cells()[0]
     for content, told in (("{", "no valid JSON"), ("[]", "no result of a run"), ('{"score": 1}', "no result of a run")):
         grid.file(cell).write_text(content)
@@ -210,11 +204,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path):
             grid.open()
 
 
-def test_any_other_error_ends_the_grid(tmp_path):
-    write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
-
+def test_any_other_error_ends_the_grid(grid, tmp_path):
     def do(run, cell):
         raise UserError("no such file")
 
@@ -242,10 +232,7 @@ def test_another_comparison_in_the_folder_is_refused(tmp_path):
         replace(grid_of(tmp_path), settings={"data": tmp_path / "scans", "backbone": "nano"}).open()
 
 
-def test_one_name_means_one_arm(tmp_path):
-    write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
+def test_one_name_means_one_arm(grid):
     replace(grid, arms=[Arm("mine", "gem", {"rank": 8})]).open()
     with pytest.raises(UserError, match=r"mine gem\[rank=8\] -> gem\[rank=64\]"):
         replace(grid, arms=[Arm("mine", "gem", {"rank": 64})]).open()
@@ -337,11 +324,7 @@ def test_published_grids_keep_the_names_of_their_cells(file):
         assert cell in [grid.result(one) for one in wanted]
 
 
-def test_the_notes_tell_rates_at_the_end_of_those_tried_and_runs_on_several_devices(tmp_path):
-    write_scans(tmp_path / "scans")
-    grid = grid_of(tmp_path)
-    grid.open()
-
+def test_the_notes_tell_rates_at_the_end_of_those_tried_and_runs_on_several_devices(grid, tmp_path):
     def do(run, cell):
         score = -abs(cell.factor - (3 if cell.arm.name == "gem" else 1)) if cell.is_trial else 0.5
         device = "cpu" if cell.seed == 0 else "another"

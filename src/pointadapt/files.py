@@ -13,6 +13,11 @@ from typing import Any
 from pointadapt.errors import UserError
 
 
+def beside(file: Path) -> Path:
+    """A hidden name in its folder, with its ending, for one process alone: their numbers repeat in containers."""
+    return file.with_name(f".{secrets.token_hex(6)}.{file.name}")
+
+
 @contextmanager
 def written(file: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside ``file``, with its ending; what is there at the end takes the file's place.
@@ -21,7 +26,7 @@ def written(file: Path | str) -> Iterator[Path]:
     Raises UserError when the system refuses (a full disk, no permission).
     """
     file = Path(file)
-    temporary = file.with_name(f".{secrets.token_hex(6)}.{file.name}")  # process numbers repeat in containers
+    temporary = beside(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -59,6 +59,11 @@ class Arm:
         return f"{'random:' * (self.weights == 'random')}{self.method}" + (f"[{options}]" if options else "")
 
 
+def meanings(arms: Sequence[Arm]) -> list[str]:
+    """A sentence on each name that does not tell what it stands for."""
+    return [f"{arm.name} is {arm.meaning}." for arm in arms if arm.is_renamed]
+
+
 def slug(name: str) -> str:
     """A name as part of a file name."""
     return re.sub(r"[^\w.=-]+", "_", name).strip("_")

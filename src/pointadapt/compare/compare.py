@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from pointadapt.compare.arms import choose_arms
+from pointadapt.compare.arms import choose_arms, meanings
 from pointadapt.compare.claim import claimed
 from pointadapt.compare.cost import Cost, measure
 from pointadapt.compare.grid import Cell, Grid, all_diverged, check_shares, work
@@ -198,9 +198,8 @@ def best_are_equal(grid: Grid, row: Row) -> bool:
 
 def names_of(grid: Grid) -> list[str]:
     """Sentences on what names stand for, and on the runs in the folder that were not asked for."""
-    told = [f"{arm.name} is {arm.meaning}." for arm in grid.arms if arm.is_renamed]
     others = [name for name in known_arms(grid.out) if name not in {arm.name for arm in grid.arms}]
-    return told + ([f"The folder also holds {few(others)}, not asked for here."] if others else [])
+    return meanings(grid.arms) + ([f"The folder also holds {few(others)}, not asked for here."] if others else [])
 
 
 def same_shares(grid: Grid) -> list[str]:

@@ -105,10 +105,8 @@ class Grid:
         cure = "delete it and start the same command again, which makes this run anew"
         found = read_json(file, cure)
         keys = found.keys() if isinstance(found, dict) else set()
-        wanted = (
-            {"score", "factor"} if cell.is_trial or "diverged" in keys else {"score", "factor", "scores", "seconds"}
-        )
-        if not wanted <= keys:
+        of_final = set() if cell.is_trial or "diverged" in keys else {"scores", "seconds"}
+        if not {"score", "factor"} | of_final <= keys:
             raise UserError(f"{file}: it holds no result of a run; {cure}")
         return found
 

@@ -8,7 +8,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from pointadapt.compare.arms import Arm
+from pointadapt.compare.arms import Arm, meanings
 from pointadapt.compare.cost import Cost
 from pointadapt.compare.grid import Grid
 from pointadapt.compare.stats import Difference, Mean, paired
@@ -203,7 +203,7 @@ def as_markdown(grid: Grid, rows: list[Row], key: str, heading: str) -> str:
 def footnote(grid: Grid) -> str:
     """What bold numbers and names stand for."""
     bold = [BOLD] if grid.seeds > 1 else []
-    return " ".join([*bold, *(f"{arm.name} is {arm.meaning}." for arm in grid.arms if arm.is_renamed)])
+    return " ".join([*bold, *meanings(grid.arms)])
 
 
 #: Characters that LaTeX reads as commands.

@@ -16,6 +16,7 @@ from pointadapt.data.formats.lidar import labels_beside
 from pointadapt.data.formats.npy import label_file
 from pointadapt.data.scan import Scan
 from pointadapt.errors import NoPoints, UserError, few
+from pointadapt.files import beside
 
 #: File ending -> module of :mod:`pointadapt.data.formats`, imported when first needed.
 FORMATS = {".ply": "ply", ".pcd": "pcd", ".las": "las", ".laz": "las", ".e57": "e57", ".npy": "npy", ".npz": "npy"}
@@ -89,7 +90,7 @@ def write_labels(source: Path | str, target: Path | str, classes: np.ndarray, co
         raise UserError(f"{target}: a folder of that name exists already; choose another name")
     if len(classes) != len(confidence):
         raise ValueError(f"{len(classes)} classes but {len(confidence)} confidences")
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")  # keeps the ending, which decides on compression
+    temporary = beside(target)  # keeps the ending, which decides on compression
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         module.write(source, temporary, np.asarray(classes), np.asarray(confidence))
@@ -214,7 +215,7 @@ def replace(temporary: Path, target: Path) -> None:
     if not target.is_dir():
         os.replace(temporary, target)
         return
-    aside = target.with_name(f".{os.getpid()}.old.{target.name}")
+    aside = beside(target)
     os.replace(target, aside)
     os.replace(temporary, target)
     remove(aside)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from pointadapt.data.scans import DataSet
 from pointadapt.data.tiles import MARGIN, tiles
 from pointadapt.data.transforms import Sample, Transform, take
 from pointadapt.errors import UserError
-from pointadapt.files import read_json
+from pointadapt.files import beside, read_json
 from pointadapt.ops.voxel import grid_index, voxelize
 from pointadapt.point import Point
 
@@ -200,7 +199,7 @@ def thin(sample: Sample, grid_size: float, rng: np.random.Generator, labelled_fi
 
 def store(folder: Path, items: list[Sample]) -> None:
     """Write prepared samples as ``folder/NNN/KEY.npy``, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
+    temporary = beside(folder)
     try:
         for number, item in enumerate(items):
             part = temporary / f"{number:04d}"

@@ -24,7 +24,7 @@ from pointadapt.data.io import reason, replace
 from pointadapt.data.prepare import Outcome, Show, shared
 from pointadapt.data.split_lists import APART
 from pointadapt.errors import UserError
-from pointadapt.files import read_json, read_text, write_text
+from pointadapt.files import beside, read_json, read_text, write_text
 from pointadapt.kinds import YAML
 
 #: What becomes of one scan: its arrays, and a sentence to tell or "".
@@ -61,7 +61,7 @@ def convert(job: Job) -> tuple[str, str]:
 
 def write_arrays(target: Path, arrays: dict[str, np.ndarray]) -> None:
     """``target/NAME.npy``, all or none. Raises UserError when they cannot be written."""
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    temporary = beside(target)
     try:
         temporary.mkdir(parents=True)
         for name, values in arrays.items():
